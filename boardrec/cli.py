@@ -1,0 +1,126 @@
+"""Settings dataclasses from and to the command line and flag files. The only module that imports absl.flags.
+
+Each command has flags of its own, not absl's global ones, so that importing a command defines nothing.
+"""
+
+from collections.abc import Callable, Sequence
+import dataclasses
+import errno
+import os
+import sys
+import textwrap
+from typing import Any, TypeVar
+
+from absl import flags
+
+from boardrec.config import UserError
+
+USER_ERROR = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+
+Config = TypeVar('Config')
+
+
+def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None) -> None:
+    """Parses `argv` (default: the command line), calls `main(config)` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C.
+
+    A mistake is told in one sentence; anything unforeseen keeps its traceback.
+    """
+    argv = sys.argv if argv is None else argv
+    if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
+        print(usage(config_class, argv[0], main.__doc__ or ''))
+        sys.exit(0)
+    try:
+        main(parse(config_class, argv[1:]))
+    except UserError as error:
+        _fail(str(error))
+    except OSError as error:
+        if error.errno not in _USER_ERRNOS:
+            raise
+        _fail(_sentence(error))
+    except KeyboardInterrupt:
+        print('Interrupted; the same command goes on from what is complete.', file=sys.stderr)
+        sys.exit(INTERRUPTED)
+
+
+def parse(config_class: type[Config], args: Sequence[str]) -> Config:
+    """Builds `config_class` from arguments like --name=value and --flagfile=FILE; the last one wins.
+
+    Raises UserError for an unknown flag, a bad value, a missing required flag or a positional argument.
+    """
+    values = flags.FlagValues()
+    _define(config_class, values)
+    try:
+        rest = values(['boardrec', *args])[1:]
+    except flags.Error as error:
+        raise UserError(f'{_tidy(str(error))} (--help lists the flags)') from None
+    if rest:
+        raise UserError(
+            f'{rest[0]!r} is not a flag: write --name=value, quote a glob, and in a flag file begin each '
+            'line with -- or, for a comment, with # in the first column.')
+    given = values.flag_values_dict()
+    missing = [f.name for f in dataclasses.fields(config_class) if _required(f) and not given[f.name]]
+    if missing:
+        raise UserError(f'--{missing[0]} is missing: {_help(config_class, missing[0])} (--help lists the flags).')
+    return config_class(**given)
+
+
+def read_flagfile(config_class: type[Config], path: os.PathLike | str) -> Config:
+    """Builds `config_class` from a flag file alone."""
+    return parse(config_class, [f'--flagfile={path}'])
+
+
+def to_flagfile(config: Any) -> str:
+    """The text of a flag file that gives `config` back."""
+    lines = (f'--{f.name}={_flag_text(getattr(config, f.name))}' for f in dataclasses.fields(config))
+    return '\n'.join(lines) + '\n'
+
+
+def usage(config_class: type, program: str, purpose: str) -> str:
+    """What --help prints."""
+    lines = [textwrap.dedent(purpose).strip(), '', f'{program} --name=value ... [--flagfile=FILE]', '']
+    for field in dataclasses.fields(config_class):
+        value = 'required' if _required(field) else f'default {_flag_text(field.default) or "empty"}'
+        choices = field.metadata['choices']
+        lines.append(f'  --{field.name}  ({value}{"; " + "|".join(choices) if choices else ""})')
+        lines += textwrap.wrap(field.metadata['help'], 100, initial_indent=' ' * 8, subsequent_indent=' ' * 8)
+    return '\n'.join(lines)
+
+
+_DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
+_USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
+                errno.EISDIR, errno.EIO, errno.ENAMETOOLONG}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+def _define(config_class: type, values: flags.FlagValues) -> None:
+    for field in dataclasses.fields(config_class):
+        default = None if _required(field) else field.default
+        _DEFINE[field.type](field.name, default, field.metadata['help'], flag_values=values)
+
+
+def _required(field: dataclasses.Field) -> bool:
+    return field.default is dataclasses.MISSING
+
+
+def _help(config_class: type, name: str) -> str:
+    return next(f.metadata['help'] for f in dataclasses.fields(config_class) if f.name == name)
+
+
+def _flag_text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _tidy(message: str) -> str:
+    return message.removeprefix('ERROR:: ').strip().rstrip('.') + '.'
+
+
+def _sentence(error: OSError) -> str:
+    way_out = ('make room there and run the same command again' if error.errno in _FULL
+               else 'check the path and its permissions')
+    return f'{error.filename or "a file"}: {error.strerror}; {way_out}.'
+
+
+def _fail(sentence: str) -> None:
+    print(f'error: {sentence}', file=sys.stderr)
+    sys.exit(USER_ERROR)

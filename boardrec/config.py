@@ -1,0 +1,171 @@
+"""Every setting of every command, as frozen dataclasses that refuse bad values. Standard library only.
+
+A field's help text is what `--help` prints. Counts name their unit. Facts about the data (classes, records, steps an
+epoch) are not settings: they come from the record set's manifest.
+"""
+
+import dataclasses
+import re
+
+SPLITS = ('train', 'val', 'test')
+
+
+class UserError(ValueError):
+    """A mistake that the user can mend: one sentence that names the thing, what was received and the way out.
+
+    The commands print it without a traceback and exit with status 2.
+    """
+
+
+def setting(help_text: str, default=dataclasses.MISSING, choices: tuple[str, ...] | None = None):
+    """A dataclass field with its help text and, for a string, the values that it may take."""
+    return dataclasses.field(default=default, metadata={'help': help_text, 'choices': choices})
+
+
+def _check(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise UserError(f'--{name}={value}: must be {wanted}.')
+
+
+def _check_choices(config) -> None:
+    for field in dataclasses.fields(config):
+        choices, value = field.metadata['choices'], getattr(config, field.name)
+        _check(not choices or value in choices, field.name, value, f'one of {", ".join(choices or ())}')
+
+
+def _check_at_least(config, minimum: float, *names: str) -> None:
+    for name in names:
+        _check(getattr(config, name) >= minimum, name, getattr(config, name), f'at least {minimum}')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ConvertConfig:
+    """Settings of tools/make_records.py."""
+
+    input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...')
+    output_dir: str = setting('folder for the records; made if it does not exist')
+    splits: str = setting(
+        'fractions for images that are not in split folders; a hash of its path decides where a file goes',
+        'train:0.8,val:0.1,test:0.1')
+    labels_csv: str = setting(
+        'CSV file with columns path,label[,split] (paths relative to --input_dir) that replaces the folder names', '')
+    shard_mib: int = setting('aim for shards of this many MiB', 32)
+    workers: int = setting('worker processes; 0 takes one for each CPU core', 0)
+    overwrite: bool = setting('replace the records that --output_dir holds already', False)
+
+    def __post_init__(self):
+        _check_at_least(self, 1, 'shard_mib')
+        _check_at_least(self, 0, 'workers')
+        self.split_fractions()
+
+    def split_fractions(self) -> dict[str, float]:
+        """`splits` as {split: fraction}, in the order train, val, test; fractions add up to 1."""
+        pairs = [part.partition(':') for part in self.splits.split(',')]
+        try:
+            fractions = {name.strip(): float(number) for name, _, number in pairs}
+        except ValueError:
+            fractions = {}
+        good = (fractions and len(fractions) == len(pairs) and set(fractions) <= set(SPLITS)
+                and min(fractions.values()) > 0 and abs(sum(fractions.values()) - 1) < 1e-6)
+        _check(good, 'splits', self.splits,
+               'like train:0.8,val:0.1,test:0.1, with positive fractions that add up to 1')
+        return {name: fractions[name] for name in SPLITS if name in fractions}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `python -m boardrec.train`; RUN/run.flags holds them with every `auto` resolved."""
+
+    records: str = setting('folder that tools/make_records.py wrote')
+    run_dir: str = setting('folder for this run; the same command continues a run that was interrupted')
+
+    backbone: str = setting('pretrained network', 'vgg16', ('vgg16',))
+    weights: str = setting('starting weights of the backbone: imagenet, none, or a Keras weights file', 'imagenet')
+    image_size: str = setting('input size in pixels: S for a square, or HEIGHTxWIDTH', '224')
+    trainable_layers: int = setting('how many of the last layers of the backbone are trained', 4)
+    dropout: float = setting('fraction of the features dropped before the last layer in training', 0.4)
+    positive_class: str = setting(
+        'of two classes, the one whose probability is trained; by default `positive`, else the last in sorted order', '')
+
+    batch_size: int = setting('records a step, over all devices', 64)
+    accumulate_steps: int = setting('parts that a batch is computed in, one after the other, to save memory', 1)
+    epochs: int = setting('passes over the training records', 10)
+    optimizer: str = setting('update rule', 'adamw', ('adam', 'adamw', 'sgd'))
+    learning_rate: float = setting('learning rate at the start', 2e-4)
+    weight_decay: float = setting('decoupled weight decay (adamw)', 0.004)
+    momentum: float = setting('momentum (sgd)', 0.9)
+    schedule: str = setting('learning rate over the run', 'cosine', ('constant', 'cosine', 'plateau'))
+    plateau_factor: float = setting('what schedule=plateau multiplies the rate by', 0.5)
+    plateau_patience: int = setting('epochs without a better validation loss before schedule=plateau acts', 5)
+    early_stopping_patience: int = setting(
+        'stop after this many epochs without a better validation loss; 0 never stops early', 10)
+    shuffle_records: int = setting('records that are shuffled together, after their blocks were shuffled', 2048)
+    seed: int = setting('seed of weights, order and dropout', 0)
+
+    precision: str = setting(
+        'arithmetic in training; auto takes bfloat16 where the hardware has it, float16 on older GPUs, else float32',
+        'auto', ('auto', 'float32', 'bfloat16', 'float16'))
+    inference_precision: str = setting(
+        'arithmetic of evaluate, predict and export', 'float32', ('float32', 'bfloat16', 'float16'))
+    feature_cache: str = setting(
+        'keep the outputs of the frozen layers on disk, so that an epoch costs what is trained',
+        'auto', ('auto', 'on', 'off'))
+    feature_cache_dir: str = setting('folder for cached features; by default feature_cache/ beside the records', '')
+    strategy: str = setting(
+        'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored'))
+    gpus: str = setting('GPUs to use, like 0,1; by default all', '')
+
+    def __post_init__(self):
+        _check_choices(self)
+        _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records')
+        _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed')
+        _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
+        _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
+        _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')
+        _check(0 < self.plateau_factor < 1, 'plateau_factor', self.plateau_factor, 'between 0 and 1')
+        _check(self.batch_size % self.accumulate_steps == 0, 'accumulate_steps', self.accumulate_steps,
+               f'a divisor of --batch_size={self.batch_size}')
+        _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')
+        self.height_width()
+
+    def height_width(self) -> tuple[int, int]:
+        """`image_size` as (height, width) in pixels."""
+        match = re.fullmatch(r'(\d+)(?:x(\d+))?', self.image_size)
+        height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+        _check(min(height, width) >= 8, 'image_size', self.image_size, 'S or HEIGHTxWIDTH, each at least 8 pixels')
+        return height, width
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `python -m boardrec.evaluate`."""
+
+    run_dir: str = setting('folder of a finished run')
+    split: str = setting('records to evaluate', 'test', SPLITS)
+    records: str = setting('folder of the same records, if they have moved since training', '')
+    batch_size: int = setting('images a step', 32)
+
+    def __post_init__(self):
+        _check_choices(self)
+        _check_at_least(self, 1, 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Settings of `python -m boardrec.predict`."""
+
+    run_dir: str = setting('folder of a finished run')
+    images: str = setting('folder of images (searched through), one image, or a quoted glob such as "photos/*.jpg"')
+    output: str = setting('CSV file to write')
+    batch_size: int = setting('images a step', 32)
+
+    def __post_init__(self):
+        _check_at_least(self, 1, 'batch_size')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """Settings of `python -m boardrec.export`."""
+
+    run_dir: str = setting('folder of a finished run')
+    export_dir: str = setting("the served model's folder; the export becomes its next numbered version")

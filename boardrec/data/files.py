@@ -1,0 +1,141 @@
+"""Files that are there whole or not at all, their sums, and the project's cache folder. Standard library only.
+
+What is written lies under a temporary name (`.tmp-NAME-PID`, in the same folder, hence on the same file system) until
+it is on disk, and takes its name in one rename; so a reader never sees a half, also after a power cut. Whoever lists
+a folder passes over names that begin with '.tmp-': they are left by a process that was killed.
+"""
+
+from collections.abc import Iterator
+import contextlib
+import errno
+import hashlib
+import os
+import pathlib
+import shutil
+from typing import BinaryIO
+
+TEMPORARY_PREFIX = '.tmp-'
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+
+
+def cache_dir() -> pathlib.Path:
+    """Folder for what was fetched once, such as weights: $BOARDREC_CACHE, else ~/.cache/boardrec. It may not exist."""
+    given = os.environ.get('BOARDREC_CACHE')
+    return pathlib.Path(given).expanduser() if given else pathlib.Path.home() / '.cache' / 'boardrec'
+
+
+def temporary_name(path: os.PathLike | str) -> pathlib.Path:
+    """The name in the same folder that this process writes `path` under; one writer of a path in a process."""
+    path = pathlib.Path(os.path.abspath(path))
+    return path.with_name(f'{TEMPORARY_PREFIX}{path.name}-{os.getpid()}')
+
+
+@contextlib.contextmanager
+def atomic_write(path: os.PathLike | str) -> Iterator[BinaryIO]:
+    """Yields a binary file that becomes `path` when the block ends; after an exception `path` is as it was."""
+    temporary = temporary_name(path)
+    try:
+        with naming(path), open(temporary, 'wb') as file:
+            yield file
+            file.flush()
+        commit_file(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def temporary_folder(path: os.PathLike | str) -> Iterator[pathlib.Path]:
+    """Yields an empty folder under the temporary name of `path`, and removes it at the end unless it was renamed.
+
+    For a folder that becomes `path`, and for writers that choose the names in it. What killed writers left goes too.
+    """
+    remove_leftovers(path)
+    temporary = temporary_name(path)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def commit_file(temporary: os.PathLike | str, path: os.PathLike | str) -> None:
+    """Gives a finished file its name, replacing what was there. For writers that never fsync, such as TensorFlow's."""
+    _fsync(temporary)
+    os.replace(temporary, path)
+    _fsync(_parent(path))
+
+
+def commit_folder(temporary: os.PathLike | str, path: os.PathLike | str) -> None:
+    """Gives a finished folder its name. Raises FileExistsError if there is anything at `path`."""
+    for folder, _, names in os.walk(temporary):
+        for name in names:
+            _fsync(os.path.join(folder, name))
+        _fsync(folder)
+    if os.path.lexists(path):  # rename would replace an empty folder without a word
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
+    os.rename(temporary, path)
+    _fsync(_parent(path))
+
+
+def remove_leftovers(path: os.PathLike | str) -> None:
+    """Removes what killed writers of `path` left; the temporaries of other processes that are alive here stay."""
+    path = pathlib.Path(os.path.abspath(path))
+    prefix = f'{TEMPORARY_PREFIX}{path.name}-'
+    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
+        pid = entry.name.removeprefix(prefix)
+        if not entry.name.startswith(prefix) or not pid.isdecimal() or _is_other_process(int(pid)):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry, ignore_errors=True)
+        else:
+            entry.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: os.PathLike | str) -> Iterator[None]:
+    """Puts the name `path` on a disk error inside: those of write and fsync carry none, and the user is told one."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None and error.errno in _DISK_ERRNOS:
+            error.filename = os.fspath(path)
+        raise
+
+
+def require_space(folder: os.PathLike | str, *, needed_bytes: int) -> None:
+    """Raises the OSError of a full disk beforehand, for writers that cannot bear one: h5py ends in a segmentation fault.
+
+    A quota is not seen, and others may write meanwhile.
+    """
+    if shutil.disk_usage(folder).free < needed_bytes:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), os.fspath(folder))
+
+
+def sha256_of(path: os.PathLike | str) -> str:
+    """The hexadecimal SHA-256 of a file's bytes."""
+    with open(path, 'rb') as file:
+        return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def _parent(path: os.PathLike | str) -> str:
+    return os.path.dirname(os.path.abspath(path))
+
+
+def _fsync(path: os.PathLike | str) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _is_other_process(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):  # another user's, or no number of a process here
+        return True
+    return pid != os.getpid()

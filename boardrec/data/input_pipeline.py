@@ -1,0 +1,106 @@
+"""Records become batches: two pipelines, each a list of steps with the reason of its order.
+
+Both yield Batch. Only encoded bytes are shuffled and buffered; pixels exist for a few batches at a time and stay uint8,
+because the backbone's normalisation lives in the model.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import tensorflow as tf
+
+from boardrec.data import images, order, records
+
+_READ_AHEAD = 4  # blocks read at a time: hides a disk's latency, costs 4 buffers
+
+
+class Batch(NamedTuple):
+    """What a step takes; B is the batch size, or less for a last batch that needs no padding."""
+
+    inputs: tf.Tensor  # uint8 [B, H, W, 3], or cached features
+    labels: tf.Tensor  # int32 [B]
+    weights: tf.Tensor  # float32 [B]; 0 marks padding
+    record_ids: tf.Tensor  # int64 [B]; -1 in padding
+
+
+def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple[int, int], batch_size: int, seed: int,
+                  epoch: int, shuffle_records: int, pad_multiple: int = 1) -> tf.data.Dataset:
+    """One epoch of `split` in the order of order.sequence(seed, epoch); yields Batch.
+
+    A last batch of fewer records is padded to a multiple of `pad_multiple`. `shuffle_records` encoded records are held in memory.
+    """
+    ids = record_set.split_range(split)
+    cut = split_blocks(record_set, split)
+    window = window_blocks(record_set, shuffle_records)
+    windows = order.windows(cut, seed=seed, epoch=epoch, window_blocks=window)
+    order_of_ids = ids.start + order.sequence(cut, seed=seed, epoch=epoch, window_blocks=window)
+    places = np.stack([cut.shard, record_set.offsets[ids.start + cut.first], cut.records], axis=1)
+    paths = tf.constant(record_set.shard_paths(split))
+
+    def read_block(place: tf.Tensor) -> tf.data.Dataset:
+        shard, offset, count = place[0], place[1], place[2]
+        return records.read_from(paths[shard], offset).take(count)
+
+    def read_window(places: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
+        encoded = tf.data.Dataset.from_tensor_slices(places)
+        # Whole blocks one after the other (block_length), while the next ones are being opened and read.
+        encoded = encoded.interleave(read_block, cycle_length=_READ_AHEAD, block_length=record_set.manifest.block_records,
+                                     num_parallel_calls=_READ_AHEAD, deterministic=True)
+        encoded = encoded.batch(tf.size(permutation, tf.int64)).get_single_element()
+        return tf.gather(encoded, permutation)
+
+    dataset = tf.data.Dataset.from_tensor_slices((
+        _ragged([places[chosen] for chosen, _ in windows]), _ragged([permutation for _, permutation in windows])))
+    dataset = dataset.map(read_window)
+    dataset = dataset.prefetch(1)  # the next window is read while this one is consumed
+    dataset = dataset.unbatch()
+    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.from_tensor_slices(order_of_ids))
+    return _decode_and_batch(dataset, image_size=image_size, batch_size=batch_size, pad_multiple=pad_multiple)
+
+
+def eval_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple[int, int], batch_size: int,
+                 pad_multiple: int = 1) -> tf.data.Dataset:
+    """Every record of `split` once, in record_id order; yields Batch, the last one padded to a multiple of `pad_multiple`."""
+    ids = record_set.split_range(split)
+    dataset = tf.data.TFRecordDataset(record_set.shard_paths(split))
+    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.range(ids.start, ids.stop))
+    return _decode_and_batch(dataset, image_size=image_size, batch_size=batch_size, pad_multiple=pad_multiple)
+
+
+def split_blocks(record_set: records.RecordSet, split: str) -> order.Blocks:
+    """The blocks that a split is read in."""
+    return order.blocks([shard.records for shard in record_set.split_shards(split)], record_set.manifest.block_records)
+
+
+def window_blocks(record_set: records.RecordSet, shuffle_records: int) -> int:
+    """How many blocks make a shuffle window."""
+    return max(1, shuffle_records // record_set.manifest.block_records)
+
+
+def pad(batch: Batch, multiple: int) -> Batch:
+    """Pads the batch dimension to a multiple with zeros: weight 0, record_id -1."""
+    extra = -tf.shape(batch.labels)[0] % multiple
+
+    def padded(tensor: tf.Tensor, value: int = 0) -> tf.Tensor:
+        widths = [[0, extra]] + [[0, 0]] * (tensor.shape.rank - 1)
+        return tf.pad(tensor, widths, constant_values=tf.cast(value, tensor.dtype))
+
+    return Batch(padded(batch.inputs), padded(batch.labels), padded(batch.weights), padded(batch.record_ids, -1))
+
+
+def _ragged(rows: list[np.ndarray]) -> tf.RaggedTensor:
+    return tf.RaggedTensor.from_row_lengths(np.concatenate(rows), [len(row) for row in rows])
+
+
+def _decode_and_batch(dataset: tf.data.Dataset, *, image_size: tuple[int, int], batch_size: int, pad_multiple: int
+                      ) -> tf.data.Dataset:
+    """From (serialised Example, record_id) to Batch."""
+    def decode(serialized: tf.Tensor, record_id: tf.Tensor) -> Batch:
+        encoded, label = records.parse_example(serialized)
+        return Batch(images.decode(encoded, *image_size), label, tf.ones([], tf.float32), record_id)
+
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+    dataset = dataset.batch(batch_size)
+    if pad_multiple > 1:
+        dataset = dataset.map(lambda batch: pad(batch, pad_multiple))
+    return dataset.prefetch(2)  # one batch on its way while another is used

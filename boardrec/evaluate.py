@@ -1,0 +1,116 @@
+"""Evaluates a finished run: python -m boardrec.evaluate --run_dir=RUN --split=test."""
+
+import dataclasses
+import json
+import pathlib
+import time
+from typing import Any
+
+import boardrec
+from boardrec import cli, progress
+from boardrec.config import EvaluateConfig, UserError
+from boardrec.data import files, records
+
+
+def main(config: EvaluateConfig) -> None:
+    """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
+    progress.import_tensorflow()
+    from boardrec.reporting import metrics, report
+    from boardrec.training import inference, run_dir
+
+    predictor = inference.load(config.run_dir)
+    record_set = _open_records(config, predictor)
+    folder = predictor.run.evaluation(config.split)
+    identity = {
+        'split': config.split, 'inference_precision': predictor.config.inference_precision,
+        'weights_sha256': predictor.facts['weights_sha256'], 'records_fingerprint': record_set.manifest.fingerprint,
+        'boardrec': boardrec.__version__}
+    names, positive = predictor.classes.names, predictor.config.positive_class or None
+    speed = _speed_if_done(folder, identity)
+    if speed is None:
+        predictions, speed = _predict(config, predictor, record_set)
+        folder.mkdir(parents=True, exist_ok=True)
+        metrics.write_predictions(folder / 'predictions.csv', predictions, names, positive_class=positive)
+    else:
+        progress.say(f'{folder}: predictions are there already')
+    # Computed from the file, so that whoever has the file can compute the same.
+    predictions, _ = metrics.read_predictions(folder / 'predictions.csv')
+    values = metrics.compute(predictions, names, positive)
+    text = metrics.classification_report_text(predictions, names, positive)
+    with files.atomic_write(folder / 'classification_report.txt') as file:
+        file.write(text.encode())
+    metrics.write_json(folder / 'metrics.json', {**values, **identity, 'images_per_second': speed})
+    predictor.run.report.parent.mkdir(exist_ok=True)
+    report.write(
+        predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
+        history=run_dir.read_history(predictor.run), metrics=values, predictions=predictions, class_names=names,
+        read_image=lambda record_id: records.read_image(record_set, record_id))
+    progress.say(text.rstrip())
+    auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
+    progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '
+                 f'report: {predictor.run.report}')
+
+
+def _open_records(config: EvaluateConfig, predictor: Any) -> records.RecordSet:
+    folder = config.records or predictor.config.records
+    if not pathlib.Path(folder).is_dir():
+        raise UserError(f'{folder}: the records that the run was trained on are not there; name them with --records.')
+    record_set = records.open_record_set(folder)
+    if record_set.manifest.fingerprint != predictor.facts['records_fingerprint']:
+        raise UserError(f'--run_dir={config.run_dir} was trained on other records than {folder} holds now: name its own '
+                        'with --records.')
+    if not record_set.split_range(config.split):
+        raise UserError(f'--split={config.split}: {folder} has no record in it.')
+    return record_set
+
+
+def _speed_if_done(folder: pathlib.Path, identity: dict[str, Any]) -> float | None:
+    """The images/s of an earlier evaluation of exactly this, or None if there is none."""
+    try:
+        earlier = json.loads((folder / 'metrics.json').read_bytes())
+        same = (folder / 'predictions.csv').is_file() and all(earlier[name] == value for name, value in identity.items())
+        return earlier['images_per_second'] if same else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> tuple[Any, float]:
+    """Predictions of each record once, in record_id order, and images/s."""
+    import numpy as np
+
+    from boardrec.data import input_pipeline
+    from boardrec.reporting import metrics
+    from boardrec.training import inference
+    function, ids = inference.probabilities(predictor), record_set.split_range(config.split)
+    dataset = input_pipeline.eval_dataset(
+        record_set, config.split, image_size=predictor.config.height_width(), batch_size=config.batch_size)
+    rows, start = [], time.perf_counter()
+    with progress.bar(f'evaluating {config.split}', total=len(ids), unit='images') as bar:
+        for batch in dataset:
+            rows.append(function(batch.inputs).numpy())
+            bar.update(len(rows[-1]))
+    seconds = time.perf_counter() - start
+    return metrics.Predictions(
+        np.array(ids, np.int64), record_set.sources[ids.start:ids.stop], record_set.labels[ids.start:ids.stop],
+        np.concatenate(rows)), len(ids) / seconds
+
+
+def _facts(predictor: Any, record_set: records.RecordSet, speed: float) -> dict[str, dict[str, object]]:
+    """What the report lists in its tables."""
+    manifest, facts = record_set.manifest, predictor.facts
+    data = {f'{split} records': ', '.join(f'{name} {count:,}' for name, count in info.class_counts.items())
+            for split, info in manifest.splits.items()}
+    data['rejected files'] = len(records.read_rejected(record_set.folder))
+    return {
+        'Outcome': {'epochs': facts['epochs'], 'best epoch': facts['best_epoch'],
+                    'best validation loss': f'{facts["best_val_loss"]:.4f}', 'evaluation, images/s': f'{speed:.1f}'},
+        'Data': data,
+        'Settings': {field.name: getattr(predictor.config, field.name) for field in dataclasses.fields(predictor.config)
+                     if getattr(predictor.config, field.name) != ''},
+        'Versions and fingerprints': {'boardrec': boardrec.__version__, **facts['versions'],
+                                      'records': manifest.fingerprint, 'weights': facts['weights_sha256']},
+    }
+
+
+if __name__ == '__main__':
+    cli.run(main, EvaluateConfig)

@@ -1,0 +1,70 @@
+"""The pretrained networks: their constructors, their own normalisation, and where their weights come from."""
+
+import pathlib
+from typing import Any, NamedTuple
+
+import keras
+
+from boardrec import progress
+from boardrec.config import UserError
+from boardrec.data import files
+
+
+class Backbone(NamedTuple):
+    """One network of keras.applications."""
+
+    build: Any  # its constructor
+    preprocess: Any  # its preprocess_input; VGG16's is BGR minus the ImageNet mean
+    minimum_size: int  # pixels a side
+
+
+BACKBONES = {
+    'vgg16': Backbone(keras.applications.VGG16, keras.applications.vgg16.preprocess_input, 32),
+}
+
+
+def connect(name: str, images: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.Layer]]:
+    """Connects a backbone without its top to symbolic uint8 images [B, H, W, 3].
+
+    Returns its pooled features [B, F] and its layers, first to last. Raises UserError for an image size that is too small.
+    """
+    backbone = BACKBONES[name]
+    height, width = images.shape[1:3]
+    if min(height, width) < backbone.minimum_size:
+        raise UserError(f'--image_size={height}x{width}: {name} needs at least {backbone.minimum_size} pixels a side.')
+    normalised = backbone.preprocess(keras.ops.cast(images, 'float32'))
+    network = backbone.build(include_top=False, weights=None, input_tensor=normalised, pooling='avg')
+    return network.output, [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+
+
+def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
+    """Sets the layers' variables from --weights: imagenet, none (left as they are) or a Keras weights file.
+
+    Raises UserError for a file that is missing or does not fit.
+    """
+    if weights == 'none':
+        return
+    source = _imagenet_file(name) if weights == 'imagenet' else weights
+    if weights != 'imagenet' and not pathlib.Path(source).is_file():
+        raise UserError(f'--weights={weights}: there is no such file; give imagenet, none or a Keras weights file.')
+    try:
+        network = BACKBONES[name].build(include_top=False, weights=source, pooling='avg')
+    except (ValueError, OSError, KeyError) as error:
+        if weights == 'imagenet' and source == 'imagenet':
+            raise UserError(f'--weights=imagenet: Keras could not download the {name} weights: run '
+                            'tools/fetch_weights.py, or name a file, or start from --weights=none.') from None
+        reason = (str(error).splitlines() or [''])[0]
+        raise UserError(f'--weights={source}: not weights of {name} without its top ({reason}).') from None
+    loaded = {layer.name: layer for layer in network.layers}
+    for layer in layers:
+        if layer.weights:
+            layer.set_weights(loaded[layer.name].get_weights())
+
+
+def _imagenet_file(name: str) -> str:
+    """The file in the project's own cache, else 'imagenet', which lets Keras download."""
+    cached = files.cache_dir() / f'{name}_notop.weights.h5'
+    if cached.is_file():
+        return str(cached)
+    progress.say(f'{cached} is not there (tools/fetch_weights.py makes it): asking Keras for the weights.')
+    return 'imagenet'

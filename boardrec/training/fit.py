@@ -1,0 +1,242 @@
+"""The training recipe: records and settings in, a finished run out. Read it from top to bottom."""
+
+from collections.abc import Callable
+import dataclasses
+import math
+import os
+import pathlib
+import platform
+import time
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from boardrec import progress
+from boardrec.config import TrainConfig, UserError
+from boardrec.data import files, input_pipeline, records
+from boardrec.training import backbones, checkpoint, distribute, features, model, optim, run_dir, steps
+from boardrec.training.model import Classes, Classifier
+from boardrec.training.run_dir import RunDir
+
+_SPLITS = ('train', 'val')
+
+
+class Feed(NamedTuple):
+    """What is trained and the batches that it takes: the whole network on images, or its tail on cached features."""
+
+    network: keras.Model  # inputs to logits
+    train: Callable[[int], tf.data.Dataset]  # epoch (0-based) to its batches
+    val: tf.data.Dataset
+    train_records: int
+    steps_per_epoch: int
+
+
+def fit(config: TrainConfig) -> None:
+    """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
+
+    Raises UserError for records, settings or a run folder that do not fit.
+    """
+    record_set = _open_records(config)
+    keras.utils.set_random_seed(config.seed)
+    strategy = distribute.set_up(config)
+    classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
+    config, run = _resolve(config, classes, strategy), RunDir(pathlib.Path(config.run_dir))
+    facts = _facts(record_set, config)
+    earlier = run_dir.find(run, config, facts)
+    if earlier and run_dir.read_facts(run.path).get('finished'):
+        progress.say(f'{run.path}: training is already finished; nothing to do.')
+        return
+    config = earlier or config
+
+    with distribute.scope(strategy):
+        classifier = model.build(config, classes, config.precision)
+        backbones.load_weights(config.backbone, config.weights, classifier.backbone_layers)
+        optimizer = optim.make_optimizer(config, config.precision)
+        optimizer.build(classifier.model.trainable_variables)
+    facts['frozen_sha256'] = model.frozen_sha256(classifier)
+    if earlier:
+        run_dir.require_equal(run, facts)  # the weights file may have changed
+    _describe(config, record_set, classifier, strategy)
+    config, feed = _choose_feed(config, record_set, classifier, strategy)
+    run_dir.create(run, config, facts)
+
+    train_step = steps.make_train_step(
+        feed.network, optimizer, classes, strategy=strategy, accumulate_steps=config.accumulate_steps)
+    eval_step = steps.make_eval_step(feed.network, classes, strategy=strategy)
+    variables = [*model.changing_variables(classifier), *optimizer.variables]
+    state = checkpoint.restore(run.checkpoints, variables)
+    if state.epoch:
+        progress.say(f'continuing after epoch {state.epoch}')
+    writer = tf.summary.create_file_writer(str(run.tensorboard))
+    while state.epoch < config.epochs and not optim.should_stop(state.watch, config):
+        row = _train_epoch(config, state, feed, optimizer, step=train_step, strategy=strategy)
+        row |= _validate(feed, eval_step, strategy)
+        state = _after_epoch(config, run, state, row, classifier)
+        checkpoint.commit(run.checkpoints, state, variables)
+        run_dir.write_history(run, list(state.history))
+        _log(config, state, writer)
+    _finish(config, run, state, classes)
+
+
+def _open_records(config: TrainConfig) -> records.RecordSet:
+    record_set = records.open_record_set(config.records)
+    for split in _SPLITS:
+        info = record_set.manifest.splits.get(split)
+        if not info or not info.records:
+            raise UserError(f'--records={config.records}: there is nothing in its {split} split, which training needs: '
+                            'convert more images, or convert with other --splits.')
+    return record_set
+
+
+def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:
+    """Resolves each `auto` that does not depend on the model, and makes paths independent of the current folder."""
+    cache = config.feature_cache_dir or pathlib.Path(config.records).absolute().parent / 'feature_cache'
+    return dataclasses.replace(
+        config, precision=distribute.resolve_precision(config.precision),
+        strategy='mirrored' if strategy else 'one', positive_class='' if classes.positive is None else classes.names[classes.positive],
+        records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
+        feature_cache_dir=os.path.abspath(cache),
+        weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights))
+
+
+def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]:
+    return {
+        'records_fingerprint': record_set.manifest.fingerprint,
+        'class_names': record_set.manifest.class_names,
+        'positive_class': config.positive_class,
+        'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'keras': keras.__version__,
+                     'numpy': np.__version__},
+    }
+
+
+def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any) -> None:
+    trained, frozen = model.parameter_counts(classifier.model)
+    counts = {split: len(record_set.split_range(split)) for split in _SPLITS}
+    height, width = config.height_width()
+    progress.say(f'{config.backbone} {height}x{width}, {trained:,} parameters trained and {frozen:,} frozen, '
+                 f'{config.precision} on {distribute.replicas(strategy)} device(s); '
+                 f'{counts["train"]:,} training and {counts["val"]:,} validation records')
+
+
+def _choose_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any
+                 ) -> tuple[TrainConfig, Feed]:
+    """Decides about the feature cache, builds it if it is wanted, and says so; returns the decision in the settings."""
+    # Several replicas need equal shares of each batch, and full batches keep their shapes fixed; one device only needs equal parts.
+    multiple = config.batch_size if strategy else config.accumulate_steps
+    if config.batch_size % (distribute.replicas(strategy) * config.accumulate_steps):
+        raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {distribute.replicas(strategy)} devices '
+                        f'times --accumulate_steps={config.accumulate_steps}.')
+    common = {'batch_size': config.batch_size, 'pad_multiple': multiple}
+    shuffle = {'seed': config.seed, 'shuffle_records': config.shuffle_records, **common}
+    train_records = len(record_set.split_range('train'))
+    counts = {'train_records': train_records, 'steps_per_epoch': math.ceil(train_records / config.batch_size)}
+    cut = features.find_cut(classifier)
+    reason = _reason_against_cache(config, record_set, cut)
+    if reason is None:
+        key = features.cache_key(record_set, cut, precision=config.precision)
+        trunk = tf.function(lambda batch: cut.trunk(batch.inputs, training=False), reduce_retracing=True)
+        cache = features.open_or_build(
+            pathlib.Path(config.feature_cache_dir), record_set, cut, key=key, splits=_SPLITS, run=trunk)
+        return dataclasses.replace(config, feature_cache='on'), Feed(
+            cut.tail, lambda epoch: features.train_dataset(cache, record_set, 'train', epoch=epoch, **shuffle),
+            features.eval_dataset(cache, record_set, 'val', **common), **counts)
+    progress.say(f'features are not cached: {reason}')
+    size = config.height_width()
+    return dataclasses.replace(config, feature_cache='off'), Feed(
+        keras.Model(classifier.model.input, classifier.logits),
+        lambda epoch: input_pipeline.train_dataset(record_set, 'train', epoch=epoch, image_size=size, **shuffle),
+        input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common), **counts)
+
+
+def _reason_against_cache(config: TrainConfig, record_set: records.RecordSet, cut: features.Cut | None) -> str | None:
+    if config.feature_cache == 'off':
+        return '--feature_cache=off'
+    if cut is None:
+        reason = f'no layer is frozen with --trainable_layers={config.trainable_layers}'
+    else:
+        needed = features.bytes_needed(cut, record_set, _SPLITS)
+        lacking = features.lacking_bytes(pathlib.Path(config.feature_cache_dir), needed)
+        if not lacking:
+            return None
+        reason = f'{config.feature_cache_dir} lacks {lacking / 2**20:,.0f} MiB of the {needed / 2**20:,.0f} MiB needed'
+    if config.feature_cache == 'on':
+        raise UserError(f'--feature_cache=on: {reason}; take --feature_cache=auto, or another --feature_cache_dir.')
+    return reason
+
+
+def _train_epoch(config: TrainConfig, state: checkpoint.RunState, feed: Feed, optimizer: keras.optimizers.Optimizer, *,
+                 step: steps.Step, strategy: Any) -> dict[str, float]:
+    """One epoch; returns its row of the history, without validation."""
+    total_steps, sums, waited = config.epochs * feed.steps_per_epoch, [], 0.0
+    start = time.perf_counter()
+    batches = iter(feed.train(state.epoch))
+    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=feed.train_records, unit='images') as bar:
+        for number in range(feed.steps_per_epoch):
+            rate = optim.learning_rate(
+                config, step=state.epoch * feed.steps_per_epoch + number, total_steps=total_steps, watch=state.watch)
+            optimizer.learning_rate = rate
+            asked = time.perf_counter()
+            batch = next(batches)
+            waited += time.perf_counter() - asked
+            sums.append(step(distribute.place(strategy, batch)))
+            bar.update(min(config.batch_size, feed.train_records - number * config.batch_size))
+    loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
+    if not math.isfinite(loss):
+        raise UserError(f'the loss of epoch {state.epoch + 1} is {loss}: lower --learning_rate={config.learning_rate}; '
+                        'the last good state is kept.')
+    seconds = time.perf_counter() - start
+    return {'epoch': state.epoch + 1, 'loss': loss / count, 'accuracy': right / count, 'learning_rate': rate,
+            'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds}
+
+
+def _validate(feed: Feed, step: steps.Step, strategy: Any) -> dict[str, float]:
+    sums = [step(distribute.place(strategy, batch)) for batch in feed.val]
+    loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
+    return {'val_loss': loss / count, 'val_accuracy': right / count}
+
+
+def _after_epoch(config: TrainConfig, run: RunDir, state: checkpoint.RunState, row: dict[str, float],
+                 classifier: Classifier) -> checkpoint.RunState:
+    """The state after an epoch with this row; saves the weights if they are the best so far."""
+    epoch = state.epoch + 1
+    watch = optim.observe(state.watch, row['val_loss'], epoch=epoch, config=config)
+    best_weights = state.best_weights
+    if watch.best_epoch == epoch:
+        best_weights = f'best-epoch-{epoch:03d}-loss-{row["val_loss"]:.5f}.weights.h5'
+        checkpoint.save_weights(classifier.model, run.checkpoints / best_weights)
+    return checkpoint.RunState(epoch, watch, best_weights, (*state.history, row))
+
+
+def _log(config: TrainConfig, state: checkpoint.RunState, writer: tf.summary.SummaryWriter) -> None:
+    row = state.history[-1]
+    with writer.as_default(step=state.epoch):
+        for name, value in row.items():
+            if name != 'epoch':
+                tf.summary.scalar(name, value)
+    writer.flush()
+    best = ', best so far' if state.watch.best_epoch == state.epoch else ''
+    progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; validation '
+                 f'loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; {row["seconds"]:.0f} s, '
+                 f'{row["images_per_second"]:.1f} images/s, {row["input_wait"]:.0%} waiting for input')
+
+
+def _finish(config: TrainConfig, run: RunDir, state: checkpoint.RunState, classes: Classes) -> None:
+    """Leaves the best epoch's model, in the precision of inference, and marks the run finished."""
+    watch = state.watch
+    if not state.best_weights:
+        raise UserError(f'no epoch had a finite validation loss: lower --learning_rate={config.learning_rate} and take '
+                        'another --run_dir.')
+    if optim.should_stop(watch, config):
+        progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
+    best = model.build(config, classes, config.inference_precision).model
+    best.load_weights(run.checkpoints / state.best_weights)
+    checkpoint.save_model(best, run.model)
+    checkpoint.save_weights(best, run.weights)
+    with files.atomic_write(run.architecture) as file:
+        file.write(best.to_json(indent=1).encode())
+    facts = run_dir.read_facts(run.path)
+    run_dir.write_facts(run, {**facts, 'finished': True, 'epochs': state.epoch, 'best_epoch': watch.best_epoch,
+                              'best_val_loss': watch.best, 'weights_sha256': files.sha256_of(run.weights)})
+    progress.say(f'{run.path}: the model of epoch {watch.best_epoch}, validation loss {watch.best:.4f}')

@@ -1,0 +1,195 @@
+"""Nothing takes its name before it is whole and on disk, and whoever is interrupted leaves what was there before."""
+
+import errno
+import hashlib
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from boardrec.data import files
+
+
+@pytest.fixture
+def system_calls(monkeypatch):
+    """Records, in order, the path behind each fsync and the target of each rename, and still does them."""
+    calls = []
+    fsync, replace, rename = os.fsync, os.replace, os.rename
+
+    def recorded_fsync(descriptor):
+        calls.append(('fsync', os.readlink(f'/proc/self/fd/{descriptor}')))
+        fsync(descriptor)
+
+    def recorded(name, function):
+        def call(source, target):
+            calls.append((name, os.fspath(target)))
+            function(source, target)
+        return call
+
+    monkeypatch.setattr(os, 'fsync', recorded_fsync)
+    monkeypatch.setattr(os, 'replace', recorded('rename', replace))
+    monkeypatch.setattr(os, 'rename', recorded('rename', rename))
+    return calls
+
+
+def tree(folder: pathlib.Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob('*'))
+
+
+def test_atomic_write_replaces_what_was_there(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with files.atomic_write(path) as file:
+        file.write(b'new')
+        assert path.read_text() == 'old'
+        assert file.name == str(files.temporary_name(path)), 'readers pass over this name only'
+    assert path.read_text() == 'new'
+    assert tree(tmp_path) == ['a.txt']
+
+
+@pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt])
+def test_an_exception_leaves_the_old_content_and_no_temporary_file(tmp_path, error):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    with pytest.raises(error), files.atomic_write(path) as file:
+        file.write(b'new')
+        raise error
+    assert path.read_text() == 'old'
+    assert tree(tmp_path) == ['a.txt']
+
+
+def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
+    (tmp_path / 'a').mkdir()
+    with pytest.raises(IsADirectoryError), files.atomic_write(tmp_path / 'a') as file:
+        file.write(b'new')
+    assert tree(tmp_path) == ['a']
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+    path = tmp_path / 'a.txt'
+    os.symlink('/dev/full', files.temporary_name(path))
+    with pytest.raises(OSError) as caught, files.atomic_write(path) as file:
+        file.write(b'new')
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(path))
+    assert not path.exists()
+
+
+def test_require_space_raises_the_error_of_a_full_disk(tmp_path):
+    files.require_space(tmp_path, needed_bytes=1)
+    with pytest.raises(OSError, match='No space left') as caught:
+        files.require_space(tmp_path, needed_bytes=2**80)
+    assert (caught.value.errno, caught.value.filename) == (errno.ENOSPC, str(tmp_path))
+
+
+proc = pytest.mark.skipif(not os.path.exists('/proc/self/fd'), reason='needs /proc')
+
+
+@proc
+def test_atomic_write_is_on_disk_before_its_name_and_the_name_after(tmp_path, system_calls):
+    path = tmp_path / 'a.txt'
+    with files.atomic_write(path) as file:
+        file.write(b'new')
+    assert system_calls == [
+        ('fsync', str(files.temporary_name(path))), ('rename', str(path)), ('fsync', str(tmp_path))]
+
+
+@proc
+def test_commit_file_is_on_disk_before_its_name_and_the_name_after(tmp_path, system_calls):
+    temporary, path = tmp_path / 'half', tmp_path / 'whole'
+    temporary.write_text('new')
+    path.write_text('old')
+    files.commit_file(temporary, path)
+    assert system_calls == [('fsync', str(temporary)), ('rename', str(path)), ('fsync', str(tmp_path))]
+    assert path.read_text() == 'new'
+
+
+@proc
+def test_commit_folder_puts_everything_below_on_disk_first(tmp_path, system_calls):
+    temporary, path = tmp_path / 'half', tmp_path / 'whole'
+    (temporary / 'sub').mkdir(parents=True)
+    (temporary / 'a').write_text('a')
+    (temporary / 'sub' / 'b').write_text('b')
+    files.commit_folder(temporary, path)
+    assert set(system_calls[:-2]) == {
+        ('fsync', str(temporary / name)) for name in ('', 'a', 'sub', 'sub/b')}
+    assert system_calls[-2:] == [('rename', str(path)), ('fsync', str(tmp_path))]
+    assert tree(path) == ['a', 'sub', 'sub/b']
+
+
+@pytest.mark.parametrize('target', ['empty folder', 'folder', 'file', 'dangling link'])
+def test_commit_folder_refuses_an_existing_target(tmp_path, target):
+    temporary, path = tmp_path / 'half', tmp_path / 'whole'
+    temporary.mkdir()
+    if target == 'file':
+        path.write_text('old')
+    elif target == 'dangling link':
+        path.symlink_to('nowhere')
+    else:
+        path.mkdir()
+        if target == 'folder':
+            (path / 'a').write_text('old')
+    before = tree(tmp_path)
+    with pytest.raises(FileExistsError, match='whole'):
+        files.commit_folder(temporary, path)
+    assert tree(tmp_path) == before
+
+
+def test_temporary_folder_is_removed_unless_renamed(tmp_path):
+    with files.temporary_folder(tmp_path / 'x' / 'out') as folder:
+        (folder / 'a').write_text('a')
+        assert folder == files.temporary_name(tmp_path / 'x' / 'out')
+        files.commit_folder(folder, tmp_path / 'x' / 'out')
+    with pytest.raises(ValueError, match='stop'), files.temporary_folder(tmp_path / 'x' / 'other') as folder:
+        (folder / 'a').write_text('a')
+        raise ValueError('stop')
+    assert tree(tmp_path / 'x') == ['out', 'out/a']
+
+
+def test_leftovers_of_the_dead_go_and_temporaries_of_the_living_stay(tmp_path):
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (tmp_path / f'.tmp-out-{pid}').mkdir()
+    (tmp_path / f'.tmp-out-{dead.pid}' / 'a').write_text('a')
+    kept = {f'.tmp-out-{os.getppid()}', f'.tmp-other-{dead.pid}', f'.tmp-out-2-{dead.pid}', 'out', '.tmp-out-x'}
+    for name in kept:
+        (tmp_path / name).write_text('a')
+    files.remove_leftovers(tmp_path / 'out')
+    assert set(tree(tmp_path)) == kept
+    files.remove_leftovers(tmp_path / 'missing' / 'out')
+
+
+def test_a_temporary_name_lies_beside_the_path_and_tells_it_and_the_process(tmp_path, monkeypatch):
+    assert files.temporary_name(tmp_path / 'out') == tmp_path / f'.tmp-out-{os.getpid()}'
+    monkeypatch.chdir(tmp_path)
+    assert files.temporary_name('.') == tmp_path.parent / f'.tmp-{tmp_path.name}-{os.getpid()}'
+
+
+def test_sha256_of_a_file(tmp_path):
+    content = bytes(range(256)) * 4096
+    (tmp_path / 'a').write_bytes(content)
+    assert files.sha256_of(tmp_path / 'a') == hashlib.sha256(content).hexdigest()
+
+
+def test_cache_dir_follows_the_environment(monkeypatch):
+    monkeypatch.setenv('HOME', '/home/someone')
+    monkeypatch.setenv('BOARDREC_CACHE', '~/here')
+    assert files.cache_dir() == pathlib.Path('/home/someone/here')
+    monkeypatch.setenv('BOARDREC_CACHE', '')
+    assert files.cache_dir() == pathlib.Path('/home/someone/.cache/boardrec')
+
+
+def test_a_writer_that_is_killed_leaves_the_old_content(tmp_path):
+    path = tmp_path / 'a.txt'
+    path.write_text('old')
+    code = ('import os, sys; from boardrec.data import files\n'
+            'with files.atomic_write(sys.argv[1]) as file:\n'
+            '    file.write(b"n" * 10**6); file.flush(); os.kill(os.getpid(), 9)\n')
+    assert subprocess.run([sys.executable, '-c', code, str(path)], check=False).returncode == -9
+    assert path.read_text() == 'old'
+    assert len(tree(tmp_path)) == 2
+    files.remove_leftovers(path)
+    assert tree(tmp_path) == ['a.txt']
