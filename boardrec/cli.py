@@ -22,8 +22,9 @@ Config = TypeVar('Config')
 
 
 def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None) -> None:
-    """Parses `argv` (default: the command line), calls `main(config)` and exits: 0, 2 for a user's mistake, 130 for Ctrl-C.
+    """Parses `argv` (default: the command line), calls `main(config)` and exits.
 
+    With status 0, with 2 for a user's mistake, with 130 for Ctrl-C.
     A mistake is told in one sentence; anything unforeseen keeps its traceback.
     """
     argv = sys.argv if argv is None else argv

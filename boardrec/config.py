@@ -85,7 +85,7 @@ class TrainConfig:
     trainable_layers: int = setting('how many of the last layers of the backbone are trained', 4)
     dropout: float = setting('fraction of the features dropped before the last layer in training', 0.4)
     positive_class: str = setting(
-        'of two classes, the one whose probability is trained; by default `positive`, else the last in sorted order', '')
+        'of two classes, the one whose probability is trained; by default `positive`, else the last of the two', '')
 
     batch_size: int = setting('records a step, over all devices', 64)
     accumulate_steps: int = setting('parts that a batch is computed in, one after the other, to save memory', 1)

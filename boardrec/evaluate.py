@@ -10,13 +10,15 @@ import boardrec
 from boardrec import cli, progress
 from boardrec.config import EvaluateConfig, UserError
 from boardrec.data import files, records
+from boardrec.training import run_dir
 
 
 def main(config: EvaluateConfig) -> None:
     """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
+    run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     from boardrec.reporting import metrics, report
-    from boardrec.training import inference, run_dir
+    from boardrec.training import inference
 
     predictor = inference.load(config.run_dir)
     record_set = _open_records(config, predictor)
@@ -57,8 +59,8 @@ def _open_records(config: EvaluateConfig, predictor: Any) -> records.RecordSet:
         raise UserError(f'{folder}: the records that the run was trained on are not there; name them with --records.')
     record_set = records.open_record_set(folder)
     if record_set.manifest.fingerprint != predictor.facts['records_fingerprint']:
-        raise UserError(f'--run_dir={config.run_dir} was trained on other records than {folder} holds now: name its own '
-                        'with --records.')
+        raise UserError(f'--run_dir={config.run_dir} was trained on other records than {folder} holds now: '
+                        'name its own with --records.')
     if not record_set.split_range(config.split):
         raise UserError(f'--split={config.split}: {folder} has no record in it.')
     return record_set
@@ -68,8 +70,8 @@ def _speed_if_done(folder: pathlib.Path, identity: dict[str, Any]) -> float | No
     """The images/s of an earlier evaluation of exactly this, or None if there is none."""
     try:
         earlier = json.loads((folder / 'metrics.json').read_bytes())
-        same = (folder / 'predictions.csv').is_file() and all(earlier[name] == value for name, value in identity.items())
-        return earlier['images_per_second'] if same else None
+        same = all(earlier[name] == value for name, value in identity.items())
+        return earlier['images_per_second'] if same and (folder / 'predictions.csv').is_file() else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

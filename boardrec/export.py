@@ -5,10 +5,12 @@ import pathlib
 import boardrec
 from boardrec import cli, progress
 from boardrec.config import ExportConfig
+from boardrec.training import run_dir
 
 
 def main(config: ExportConfig) -> None:
     """Writes the next version below --export_dir, checked in a TF1 session as TF Serving runs it."""
+    run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     from boardrec.serving import publish, signatures
     from boardrec.training import inference
@@ -33,7 +35,8 @@ def main(config: ExportConfig) -> None:
 
     published = publish.publish(export_dir, metadata, write)
     size = sum(path.stat().st_size for path in published.rglob('*') if path.is_file())
-    progress.say(f'{published}: {size / 2**20:,.1f} MiB, signature serving_default(image_bytes), tested in a TF1 session')
+    progress.say(f'{published}: {size / 2**20:,.1f} MiB, signature serving_default(image_bytes), '
+                 'tested in a TF1 session')
 
 
 if __name__ == '__main__':

@@ -1,4 +1,7 @@
-"""Classifies image files with a finished run: python -m boardrec.predict --run_dir=RUN --images=FOLDER --output=predictions.csv."""
+"""Classifies image files with a finished run.
+
+python -m boardrec.predict --run_dir=RUN --images=FOLDER_OR_GLOB --output=predictions.csv
+"""
 
 from collections.abc import Iterator
 import concurrent.futures
@@ -12,14 +15,16 @@ from typing import Any
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
 from boardrec.data import files
+from boardrec.training import run_dir
 
 
 def main(config: PredictConfig) -> None:
-    """Writes a CSV file with a row an image: source, predicted, p_CLASS for each class, error (of a file that is no image)."""
+    """Writes a CSV file with a row an image: source, predicted, p_CLASS for each class, error (if it is no image)."""
     sources = find_images(config.images)
     output = pathlib.Path(config.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise UserError(f'--output={output}: must be a file in a folder that exists.')
+    run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     from boardrec.training import inference
     predictor = inference.load(config.run_dir)

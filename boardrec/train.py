@@ -2,13 +2,15 @@
 
 from boardrec import cli, progress
 from boardrec.config import TrainConfig
+from boardrec.data import records
 
 
 def main(config: TrainConfig) -> None:
     """Trains on RECORDS and leaves the best epoch's model in RUN; the same command continues an interrupted run."""
-    progress.import_tensorflow()
-    from boardrec.training import fit  # it loads TensorFlow: by now the flags are known to be good
-    fit.fit(config)
+    record_set = records.open_record_set(config.records)
+    progress.import_tensorflow()  # five seconds: by now flags and records are known to be good
+    from boardrec.training import fit
+    fit.fit(config, record_set)
 
 
 if __name__ == '__main__':

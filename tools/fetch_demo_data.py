@@ -1,7 +1,7 @@
 """Fetches the demo's photographs: electroluminescence images of solar cells, as {train,val,test}/{negative,positive}/.
 
-They come out of the wheel elpv-dataset, which is unzipped and never installed; the PNG files keep their bytes. Beside the
-folder, under its name with .csv, lies a table with what the data set says of each image.
+They come out of the wheel elpv-dataset, which is unzipped and never installed; the PNG files keep their bytes. Beside
+the folder, under its name with .csv, lies a table with what the data set says of each image.
 """
 
 from collections.abc import Sequence
@@ -12,20 +12,21 @@ import os
 import pathlib
 import zipfile
 
+import wheels
+
 from boardrec import cli
 from boardrec.config import setting, UserError
 from boardrec.data import files
 from boardrec.progress import bar, say
-import wheels
 
 ELPV = wheels.Wheel(
     'elpv-dataset', '1.0.0.post1', '85e31c1126ee9b48e62d3a0232c58f58b2d189b0814a45c13642fa0415af4a4c', 87)
 DATA_FOLDER = 'elpv_dataset/data'
 SPLIT_IMAGES = {'train': 1672, 'val': 296, 'test': 656}
-LICENCE = ('The ELPV images are licensed CC BY-NC-SA 4.0 (no commercial use). Cite Buerhop-Lutz et al., A Benchmark for '
-           'Visual Identification of Defective Solar Cells in Electroluminescence Imagery, EU PVSEC 2018, and Deitsch et '
-           'al., Automatic classification of defective photovoltaic module cells in electroluminescence images, Solar '
-           'Energy 185, 2019.')
+LICENCE = ('The ELPV images are licensed CC BY-NC-SA 4.0 (no commercial use). Cite Buerhop-Lutz et al., A Benchmark '
+           'for Visual Identification of Defective Solar Cells in Electroluminescence Imagery, EU PVSEC 2018, and '
+           'Deitsch et al., Automatic classification of defective photovoltaic module cells in electroluminescence '
+           'images, Solar Energy 185, 2019.')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -93,8 +94,8 @@ def read_cells(archive: zipfile.ZipFile, seed: int) -> dict[str, Cell]:
     for (name, probability, module_type), split in zip(rows, splits, strict=True):
         label = 'positive' if float(probability) > 0.5 else 'negative'
         member = f'{DATA_FOLDER}/{name}'
-        cells[member] = Cell(f'{split}/{label}/{pathlib.PurePosixPath(name).name}', label, split, probability, module_type,
-                             archive.getinfo(member).file_size)
+        path = f'{split}/{label}/{pathlib.PurePosixPath(name).name}'
+        cells[member] = Cell(path, label, split, probability, module_type, archive.getinfo(member).file_size)
     assert _counts(cells.values()) == SPLIT_IMAGES, _counts(cells.values())
     return cells
 
@@ -127,8 +128,9 @@ def is_complete(output: pathlib.Path, table: pathlib.Path, seed: int) -> bool:
     cells = _read_table(table)
     found = {path.relative_to(output).as_posix(): path.stat().st_size
              for path in output.rglob('*') if path.is_file() and not path.name.startswith('.')}
+    splits = split_names([f'{cell.probability} {cell.module_type}' for cell in cells], seed)
     return (_counts(cells) == SPLIT_IMAGES and found == {cell.path: cell.bytes for cell in cells}
-            and [cell.split for cell in cells] == split_names([f'{c.probability} {c.module_type}' for c in cells], seed))
+            and [cell.split for cell in cells] == splits)
 
 
 def _refuse_other_files(output: pathlib.Path, table: pathlib.Path, seed: int) -> None:

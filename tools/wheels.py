@@ -38,7 +38,7 @@ def cached(wheel: Wheel, cache: pathlib.Path) -> pathlib.Path | None:
 
 
 def fetch(wheel: Wheel, cache: pathlib.Path) -> pathlib.Path:
-    """The checked wheel in CACHE/wheels, downloaded unless it is there. UserError if pip fails or the sum is another."""
+    """The checked wheel in CACHE/wheels, downloaded if need be. UserError if pip fails or the sum is another."""
     kept = cached(wheel, cache)
     if kept:
         say(f'{wheel.requirement} is in {kept.parent}')
@@ -49,8 +49,8 @@ def fetch(wheel: Wheel, cache: pathlib.Path) -> pathlib.Path:
         downloaded = _download(wheel, folder, keep_in=path.parent)
         found = files.sha256_of(downloaded)
         if found != wheel.sha256:
-            raise UserError(f'{wheel.requirement} from the package index has sha256 {found}, not {wheel.sha256}, and was '
-                            'not opened; set pip to an index that has the original file.')
+            raise UserError(f'{wheel.requirement} from the package index has sha256 {found}, not {wheel.sha256}, and '
+                            'was not opened; set pip to an index that has the original file.')
         files.commit_file(downloaded, path)
     return path
 

@@ -1,7 +1,7 @@
 """From a folder of images to a record set: scan, plan, build shards in parallel, commit.
 
-Where a file goes depends on its own path and on the settings alone: a hash of the path decides its split and its place, so
-that it stays where it is as others come and go. Each file found ends as a record or as a row of rejected.csv.
+Where a file goes depends on its own path and on the settings alone: a hash of the path decides its split and its
+place, so that it stays where it is as others come and go. Each file found ends as a record or as a row of rejected.csv.
 This module runs in the converter's parent process, which stays without TensorFlow (560 MiB a process).
 """
 
@@ -20,7 +20,7 @@ import threading
 from typing import Any, NamedTuple
 
 from boardrec import progress
-from boardrec.config import SPLITS, ConvertConfig, UserError
+from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import files, records
 
 _POLL_SECONDS = 0.2
@@ -79,7 +79,8 @@ def convert(config: ConvertConfig) -> records.Manifest:
         progress.say(f'{output} holds these images already; nothing to do.')
         return earlier
     if earlier and not config.overwrite:
-        raise UserError(f'{output} holds records of other images or settings: name another --output_dir, or add --overwrite.')
+        raise UserError(f'{output} holds records of other images or settings: name another --output_dir, '
+                        'or add --overwrite.')
     output.mkdir(parents=True, exist_ok=True)
     _clear(output)
     with _workers(min(config.workers or os.cpu_count() or 1, len(plans))) as (executor, done):
@@ -92,7 +93,8 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     root = pathlib.Path(config.input_dir)
     regular, rejected = _walk(root)
     if not regular:
-        raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or {{train,val,test}}/CLASS/ there.')
+        raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or '
+                        '{train,val,test}/CLASS/ there.')
     if config.labels_csv:
         found, others = _by_labels_csv(config, regular)
     else:
@@ -158,7 +160,7 @@ def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
 
 
 def _walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
-    """Every regular file below root as (relative path, bytes), following links, each folder once; and what is not regular."""
+    """Every regular file below root as (relative path, bytes), through links, each folder once; and all that is not."""
     regular, rejected, seen = [], [], set()
 
     def relative(path: str) -> str:
@@ -245,8 +247,8 @@ def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tup
         source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
         source = os.path.normpath(source)
         if not label or split not in ('', *SPLITS) or source in listed:
-            problem = (f'{source} a second time' if source in listed else
-                       f'split {split!r}, which is not among {", ".join(SPLITS)}' if label else f'no label for {source}')
+            problem = (f'{source} a second time' if source in listed else f'no label for {source}' if not label
+                       else f'split {split!r}, which is not among {", ".join(SPLITS)}')
             raise UserError(f'--labels_csv={path}, line {number}: {problem}.')
         listed.add(source)
         if source in sizes:
@@ -277,7 +279,8 @@ def _existing(config: ConvertConfig, output: pathlib.Path) -> records.Manifest |
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
     foreign = sorted(name for name in names if not _is_ours(name))
     if foreign:
-        raise UserError(f'--output_dir={output} holds {foreign[0]}, which is no part of a record set: name another folder.')
+        raise UserError(f'--output_dir={output} holds {foreign[0]}, which is no part of a record set: '
+                        'name another folder.')
     if records.MANIFEST not in names:
         return None
     try:
@@ -289,7 +292,7 @@ def _existing(config: ConvertConfig, output: pathlib.Path) -> records.Manifest |
 
 
 def _is_ours(name: str) -> bool:
-    known = (records.MANIFEST, records.INDEX, records.REJECTED, 'dataset_info.json', 'features.json', 'label.labels.txt')
+    known = (records.MANIFEST, records.INDEX, records.REJECTED, *records.TFDS_FILES)
     return name in known or name.startswith((f'{records.DATASET_NAME}-', files.TEMPORARY_PREFIX))
 
 
@@ -318,7 +321,9 @@ def _is_up_to_date(output: pathlib.Path, root: pathlib.Path, plans: list[ShardPl
             digest = files.sha256_of(root / item.source)
         except OSError:
             digest = ''
-        if made.get(item.source, (file, item.label, refused.get(item.source, ('', ''))[1])) != (file, item.label, digest):
+        as_record = made.get(item.source) == (file, item.label, digest)
+        as_rejection = item.source in refused and refused[item.source][1] == digest
+        if not as_record and not as_rejection:
             return False
     return True
 
@@ -340,8 +345,8 @@ def _workers(count: int) -> Iterator[tuple[concurrent.futures.Executor, Any]]:
         executor.shutdown(cancel_futures=True)
 
 
-def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str], *, executor: concurrent.futures.Executor,
-               done: Any) -> list[BuiltShard]:
+def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str], *,
+               executor: concurrent.futures.Executor, done: Any) -> list[BuiltShard]:
     """Builds the shards in the executor's processes; the result is in the plan's order."""
     total = sum(len(shard_plan.found) for shard_plan in plans)
     with progress.bar('converting', total=total, unit='images') as bar:

@@ -104,7 +104,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
 
 
 def require_space(folder: os.PathLike | str, *, needed_bytes: int) -> None:
-    """Raises the OSError of a full disk beforehand, for writers that cannot bear one: h5py ends in a segmentation fault.
+    """Raises the OSError of a full disk beforehand, for writers that cannot bear one: h5py crashes the process.
 
     A quota is not seen, and others may write meanwhile.
     """

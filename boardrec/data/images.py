@@ -1,8 +1,8 @@
 """How an image becomes a tensor: the only place that knows.
 
-`normalise` runs once, at conversion (and in predict): bytes of any common format in, bytes of a JPEG or an 8-bit PNG that TensorFlow
-decodes to the right pixels out, or `Rejected` with a reason. `decode` runs wherever pixels are needed (training,
-evaluation, prediction and the exported graph), so that the same bytes are the same tensor everywhere.
+`normalise` runs once, at conversion (and in predict): bytes of any common format in, bytes of a JPEG or an 8-bit PNG
+that TensorFlow decodes to the right pixels out, or `Rejected` with a reason. `decode` runs wherever pixels are needed
+(training, evaluation, prediction and the exported graph), so that the same bytes are the same tensor everywhere.
 """
 
 import io
@@ -37,7 +37,7 @@ def decode(encoded: tf.Tensor, height: int, width: int) -> tf.Tensor:
 
 
 def is_decodable_type(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether the bytes begin like a JPEG or a PNG: string [] to bool []. What else the decoder takes has another rank."""
+    """Whether the bytes begin like a JPEG or a PNG: string [] to bool []. Others may decode, but to another rank."""
     jpeg = tf.equal(tf.strings.substr(encoded, 0, len(JPEG_MAGIC)), JPEG_MAGIC)
     png = tf.equal(tf.strings.substr(encoded, 0, len(PNG_MAGIC)), PNG_MAGIC)
     return jpeg | png
@@ -46,8 +46,9 @@ def is_decodable_type(encoded: tf.Tensor) -> tf.Tensor:
 def normalise(data: bytes) -> bytes:
     """Returns `data` itself where TensorFlow decodes it to the right pixels, else the same picture as an 8-bit RGB PNG.
 
-    Orientation is applied, 16 bits are scaled to 8, palette, CMYK and transparency become RGB (over white), an animation
-    becomes its first frame. Raises Rejected: empty, not an image, too large, truncated, decoder error.
+    Orientation is applied, 16 bits are scaled to 8, palette, CMYK and transparency become RGB (over white), an
+    animation becomes its first frame. Raises Rejected: empty, not an image, damaged header, too large, truncated,
+    decoder error.
     """
     if not data:
         raise Rejected('empty')
@@ -69,7 +70,7 @@ def _open(data: bytes) -> Image.Image:
         Image.MAX_IMAGE_PIXELS = None
         return Image.open(io.BytesIO(data))
     except Exception:  # Pillow's format plug-ins raise whatever the bytes make them raise
-        raise Rejected('not an image') from None
+        raise Rejected('damaged header' if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else 'not an image') from None
 
 
 def _keeps_its_pixels(data: bytes, image: Image.Image) -> bool:

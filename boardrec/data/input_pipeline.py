@@ -27,7 +27,8 @@ def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tupl
                   epoch: int, shuffle_records: int, pad_multiple: int = 1) -> tf.data.Dataset:
     """One epoch of `split` in the order of order.sequence(seed, epoch); yields Batch.
 
-    A last batch of fewer records is padded to a multiple of `pad_multiple`. `shuffle_records` encoded records are held in memory.
+    A last batch of fewer records is padded to a multiple of `pad_multiple`. About `shuffle_records` encoded records are
+    held in memory, and as many are being read.
     """
     ids = record_set.split_range(split)
     cut = split_blocks(record_set, split)
@@ -44,8 +45,9 @@ def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tupl
     def read_window(places: tf.Tensor, permutation: tf.Tensor) -> tf.Tensor:
         encoded = tf.data.Dataset.from_tensor_slices(places)
         # Whole blocks one after the other (block_length), while the next ones are being opened and read.
-        encoded = encoded.interleave(read_block, cycle_length=_READ_AHEAD, block_length=record_set.manifest.block_records,
-                                     num_parallel_calls=_READ_AHEAD, deterministic=True)
+        encoded = encoded.interleave(
+            read_block, cycle_length=_READ_AHEAD, block_length=record_set.manifest.block_records,
+            num_parallel_calls=_READ_AHEAD, deterministic=True)
         encoded = encoded.batch(tf.size(permutation, tf.int64)).get_single_element()
         return tf.gather(encoded, permutation)
 
@@ -60,7 +62,7 @@ def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tupl
 
 def eval_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple[int, int], batch_size: int,
                  pad_multiple: int = 1) -> tf.data.Dataset:
-    """Every record of `split` once, in record_id order; yields Batch, the last one padded to a multiple of `pad_multiple`."""
+    """Every record of `split` once, in record_id order; yields Batch, the last one padded as in train_dataset."""
     ids = record_set.split_range(split)
     dataset = tf.data.TFRecordDataset(record_set.shard_paths(split))
     dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.range(ids.start, ids.stop))

@@ -33,7 +33,8 @@ def blocks(shard_records: list[int], block_records: int) -> Blocks:
 def windows(cut: Blocks, *, seed: int, epoch: int, window_blocks: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """The epoch's windows as (block indices in reading order [k], permutation of their records [n]).
 
-    Reading the blocks one after the other and taking the records at the permutation's positions gives the epoch's order.
+    Reading the blocks one after the other and taking the records at the permutation's positions gives the epoch's
+    order.
     """
     shuffled = _shuffle(np.arange(len(cut.first)), seed, epoch, stream=0)
     result = []

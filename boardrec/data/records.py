@@ -7,8 +7,8 @@
       rejected.csv                             source,reason,sha256 of each file that became no record
       dataset_info.json, features.json, ...    so that tfds.builder_from_directory reads the folder
 
-An Example holds image (bytes), label (int64), source_id (the path relative to the input root) and sha256 (of the source's
-bytes). A record_id is the record's position in the set: splits, shards and records in the manifest's order.
+An Example holds image (bytes), label (int64), source_id (the path relative to the input root) and sha256 (of the
+source's bytes). A record_id is the record's position in the set: splits, shards and records in the manifest's order.
 
 Without TensorFlow: the manifest and the index. TensorFlow is imported only where Examples are written or read, because
 the converter's parent process must stay small.
@@ -32,6 +32,7 @@ from boardrec.data import files
 FORMAT_VERSION = 1
 BLOCK_RECORDS = 32  # consecutive records that are read together: 20,500 records/s from random places, single ones 3,500
 DATASET_NAME = 'boardrec'
+TFDS_FILES = ('dataset_info.json', 'features.json', 'label.labels.txt')
 MANIFEST, INDEX, REJECTED = 'manifest.json', 'index.jsonl', 'rejected.csv'
 _FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
 
@@ -163,7 +164,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads RECORDS/manifest.json. Raises UserError if it is missing, damaged, or of another format version."""
     path = folder / MANIFEST
     if not path.is_file():
-        raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; write one with tools/make_records.py.')
+        raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; make one with '
+                        'tools/make_records.py.')
     try:
         values = json.loads(path.read_bytes())
         version = values['format_version']
@@ -224,7 +226,8 @@ def _csv_line(*values: str) -> bytes:
 def write_shard(path: pathlib.Path, examples: Iterable[Example], class_names: list[str]) -> tuple[Shard, list[int]]:
     """Writes one shard atomically; returns what the manifest says of it and each record's byte offset.
 
-    Raises OSError if the bytes did not all arrive: TensorFlow's writer reports a full disk once and then closes as if all were well.
+    Raises OSError if the bytes did not all arrive: TensorFlow's writer reports a full disk once and then closes as if
+    all were well.
     """
     import tensorflow as tf
     temporary = files.temporary_name(path)

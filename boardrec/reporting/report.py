@@ -248,7 +248,8 @@ h2 { margin: 2.8rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--line)
 header p { margin: 0.6rem 0; font-size: 1.15rem; }
 header p.eyebrow, small, figcaption, summary { color: var(--soft); font-size: 0.875rem; }
 b { color: var(--ink); }
-dl { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(12rem, 45%), 1fr)); gap: 0.75rem; margin: 2rem 0; }
+dl { display: grid; gap: 0.75rem; margin: 2rem 0;
+     grid-template-columns: repeat(auto-fill, minmax(min(12rem, 45%), 1fr)); }
 dl div { padding: 0.8rem 1rem; border-radius: 8px; background: var(--panel); }
 dt { color: var(--soft); font-size: 0.875rem; }
 dd { margin: 0; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
@@ -261,7 +262,8 @@ figure.wide { grid-column: 1 / -1; }
 figure:not(.wide) svg { width: 100%; max-width: 32rem; }
 .plot text { font-family: system-ui, sans-serif !important; }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 1.2rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right; vertical-align: top; }
+th, td { padding: 0.3rem 1.2rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right;
+         vertical-align: top; }
 th { font-weight: 500; color: var(--soft); }
 thead th { white-space: nowrap; }
 th:first-child, caption { text-align: left; }

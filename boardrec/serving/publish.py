@@ -35,7 +35,8 @@ def find(export_dir: pathlib.Path, metadata: dict[str, Any]) -> pathlib.Path | N
 def publish(export_dir: pathlib.Path, metadata: dict[str, Any], write: Callable[[pathlib.Path], None]) -> pathlib.Path:
     """Lets `write` fill a folder, adds the metadata, and makes it the next version; returns its folder.
 
-    Never replaces a version: of two publishers at once, the later takes the number after. Raises UserError if export_dir is a file.
+    Never replaces a version: of two publishers at once, the later takes the number after. Raises UserError if
+    export_dir is a file.
     """
     if export_dir.exists() and not export_dir.is_dir():
         raise UserError(f'--export_dir={export_dir} is a file: name a folder.')

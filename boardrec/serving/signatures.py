@@ -5,9 +5,11 @@ import pathlib
 import numpy as np
 import tensorflow as tf
 
-from boardrec.data import images
+from boardrec.data import files, images
 from boardrec.training import model
 from boardrec.training.inference import Predictor
+
+_GRAPH_BYTES = 16 << 20  # more than the rest of a SavedModel takes
 
 
 class Servable(tf.Module):
@@ -24,7 +26,10 @@ class Servable(tf.Module):
 
 
 def save(predictor: Predictor, folder: pathlib.Path) -> None:
-    """Writes the SavedModel with its signature serving_default."""
+    """Writes the SavedModel with its signature serving_default. Raises OSError if the disk has no room for it."""
+    # TensorFlow tells of a full disk in several ways, none of which names it.
+    parameters = sum(variable.numpy().nbytes for variable in predictor.model.variables)
+    files.require_space(folder, needed_bytes=parameters + _GRAPH_BYTES)
     servable = Servable(predictor)
     tf.saved_model.save(servable, str(folder), signatures={'serving_default': servable.serving_default})
 
@@ -55,7 +60,8 @@ def decode_batch(image_bytes: tf.Tensor, height: int, width: int) -> tuple[tf.Te
 def self_test(predictor: Predictor, folder: pathlib.Path) -> None:
     """Runs the saved signature in a TF1 session, as TF Serving does, on good and bad bytes.
 
-    Raises RuntimeError if a probability is further than 1e-5 from the run's own, or a bad image is not told from a good one.
+    Raises RuntimeError if a probability is further than 1e-5 from the run's own, or a bad image is not told from a good
+    one.
     """
     height, width = predictor.config.height_width()
     good = _golden_images(height, width)

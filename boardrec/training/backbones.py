@@ -2,6 +2,7 @@
 
 import pathlib
 from typing import Any, NamedTuple
+import warnings
 
 import keras
 
@@ -26,15 +27,19 @@ BACKBONES = {
 def connect(name: str, images: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.Layer]]:
     """Connects a backbone without its top to symbolic uint8 images [B, H, W, 3].
 
-    Returns its pooled features [B, F] and its layers, first to last. Raises UserError for an image size that is too small.
+    Returns its pooled features [B, F] and its layers, first to last. Raises UserError for an image size that is too
+    small.
     """
     backbone = BACKBONES[name]
     height, width = images.shape[1:3]
     if min(height, width) < backbone.minimum_size:
         raise UserError(f'--image_size={height}x{width}: {name} needs at least {backbone.minimum_size} pixels a side.')
     normalised = backbone.preprocess(keras.ops.cast(images, 'float32'))
-    network = backbone.build(include_top=False, weights=None, input_tensor=normalised, pooling='avg')
-    return network.output, [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+    network = backbone.build(include_top=False, weights=None, input_tensor=normalised)
+    # As pooling='avg', whose layer has another name in a process's second model; names are part of what is kept.
+    pooling = keras.layers.GlobalAveragePooling2D(name='global_average_pooling2d')
+    layers = [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+    return pooling(network.output), [*layers, pooling]
 
 
 def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
@@ -48,8 +53,10 @@ def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
     if weights != 'imagenet' and not pathlib.Path(source).is_file():
         raise UserError(f'--weights={weights}: there is no such file; give imagenet, none or a Keras weights file.')
     try:
-        network = BACKBONES[name].build(include_top=False, weights=source, pooling='avg')
-    except (ValueError, OSError, KeyError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', UserWarning)  # Keras only warns of layers that it leaves as they were
+            network = BACKBONES[name].build(include_top=False, weights=source)
+    except (ValueError, OSError, KeyError, UserWarning) as error:
         if weights == 'imagenet' and source == 'imagenet':
             raise UserError(f'--weights=imagenet: Keras could not download the {name} weights: run '
                             'tools/fetch_weights.py, or name a file, or start from --weights=none.') from None

@@ -1,4 +1,4 @@
-"""RunState on disk: what training needs to go on as if it had not stopped, in one file that is there whole or not at all."""
+"""RunState on disk: what training needs to go on as if it had not stopped, in one file, there whole or not at all."""
 
 from collections.abc import Callable, Sequence
 import io
@@ -14,7 +14,7 @@ from boardrec.data import files
 from boardrec.training.optim import Watch
 
 _STATE = 'state.npz'
-_SPACE_FACTOR = 3
+_MARGIN_BYTES = 8 << 20
 
 
 class RunState(NamedTuple):
@@ -33,7 +33,7 @@ def commit(folder: pathlib.Path, state: RunState, variables: Sequence[keras.Vari
     """
     folder.mkdir(parents=True, exist_ok=True)
     arrays = {f'{i:05d}': np.asarray(variable.numpy()) for i, variable in enumerate(variables)}
-    text = json.dumps({**state._asdict(), 'watch': state.watch._asdict(), 'names': [v.path for v in variables]})
+    text = json.dumps({**state._asdict(), 'watch': state.watch._asdict(), 'kinds': _kinds(variables)})
     with files.atomic_write(folder / _STATE) as file:
         np.savez(file, state=np.frombuffer(text.encode(), np.uint8), **arrays)
     for path in folder.glob('best-*.weights.h5'):
@@ -52,16 +52,22 @@ def restore(folder: pathlib.Path, variables: Sequence[keras.Variable]) -> RunSta
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
             values = json.loads(saved['state'].tobytes())
-            names = values.pop('names')
-            arrays = [saved[f'{i:05d}'] for i in range(len(names))]
+            kinds = values.pop('kinds')
+            arrays = [saved[f'{i:05d}'] for i in range(len(kinds))]
     except Exception:  # zipfile, zlib, json and numpy each have errors of their own for damaged bytes
         raise UserError(f'{path} is damaged: remove the run folder and train again.') from None
-    if names != [v.path for v in variables]:
+    if kinds != _kinds(variables):
         raise UserError(f'{path} is the state of another model: name another --run_dir.')
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     values['watch'], values['history'] = Watch(**values['watch']), tuple(values['history'])
     return RunState(**values)
+
+
+def require_space(run: pathlib.Path, model: keras.Model) -> None:
+    """Raises OSError if a run of this model will not fit where `run` lies: better now than after the first epoch."""
+    # The state (with two slots a trained weight, at most three times the model), two best weights, two final files.
+    files.require_space(run, needed_bytes=7 * _bytes(model) + _MARGIN_BYTES)
 
 
 def save_weights(model: keras.Model, path: pathlib.Path) -> None:
@@ -74,10 +80,19 @@ def save_model(model: keras.Model, path: pathlib.Path) -> None:
     _commit_keras(model, path, model.save)
 
 
+def _bytes(model: keras.Model) -> int:
+    return sum(variable.numpy().nbytes for variable in model.variables)
+
+
+def _kinds(variables: Sequence[keras.Variable]) -> list[str]:
+    """What must be equal for values to fit; names would not do, Keras counts them up within a process."""
+    return [f'{variable.dtype}{list(variable.shape)}' for variable in variables]
+
+
 def _commit_keras(model: keras.Model, path: pathlib.Path, save: Callable[[pathlib.Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # h5py does not survive a full disk, and a .keras file is put together from a second copy of its weights.
-    files.require_space(path.parent, needed_bytes=_SPACE_FACTOR * sum(v.numpy().nbytes for v in model.variables))
+    files.require_space(path.parent, needed_bytes=2 * _bytes(model) + _MARGIN_BYTES)
     with files.temporary_folder(path) as folder:  # Keras insists on the name's ending
         save(folder / path.name)
         files.commit_file(folder / path.name, path)

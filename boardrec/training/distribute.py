@@ -16,7 +16,8 @@ _CPU_BFLOAT16 = {'avx512_bf16', 'amx_bf16'}  # as Linux spells them
 def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strategy | None:
     """Chooses the devices: None for one, MirroredStrategy for more (or when asked for); one for inference.
 
-    One device takes no strategy because any strategy switches XLA off in Keras. Must run before anything is put on a device.
+    One device takes no strategy because any strategy switches XLA off in Keras. Must run before anything is put on a
+    device.
     Raises UserError for a GPU that is not there.
     """
     gpus = tf.config.list_physical_devices('GPU')
@@ -50,14 +51,15 @@ def resolve_precision(precision: str) -> str:
         return precision
     gpus = tf.config.get_visible_devices('GPU')
     if gpus:
-        capability = min(tf.config.experimental.get_device_details(gpu).get('compute_capability', (0, 0)) for gpu in gpus)
+        details = [tf.config.experimental.get_device_details(gpu) for gpu in gpus]
+        capability = min(of_gpu.get('compute_capability', (0, 0)) for of_gpu in details)
         return 'bfloat16' if capability >= (8, 0) else 'float16' if capability >= (7, 0) else 'float32'
     flags = set(_CPUINFO.read_text().split()) if _CPUINFO.is_file() else set()
     return 'bfloat16' if flags & _CPU_BFLOAT16 else 'float32'
 
 
 def run(strategy: tf.distribute.Strategy | None, function: Any, batch: Batch) -> Any:
-    """Calls function(batch) on each replica's part of a batch, inside a tf.function; returns the sums of what it returns."""
+    """Calls function(batch) on each replica's part of a batch, inside a tf.function; returns sums of the results."""
     if strategy is None:
         return function(batch)
     results = strategy.run(function, (batch,))

@@ -14,7 +14,7 @@ import math
 import os
 import pathlib
 import shutil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -130,7 +130,8 @@ def _dataset(cache: Cache, record_set: records.RecordSet, split: str, positions:
              pad_multiple: int) -> tf.data.Dataset:
     start = record_set.split_range(split).start
     labels = tf.constant(record_set.labels[start:start + len(positions)])
-    stored = np.memmap(cache.folder / f'{split}.bin', _STORED_AS[cache.dtype], 'r', shape=(len(positions), *cache.shape))
+    shape = (len(positions), *cache.shape)
+    stored = np.memmap(cache.folder / f'{split}.bin', _STORED_AS[cache.dtype], 'r', shape=shape)
 
     def read(places: tf.Tensor) -> Batch:
         rows = tf.ensure_shape(tf.numpy_function(lambda i: stored[i], [places], stored.dtype), [None, *cache.shape])
@@ -144,7 +145,8 @@ def _dataset(cache: Cache, record_set: records.RecordSet, split: str, positions:
     return dataset.prefetch(2)
 
 
-def _build_split(cache: Cache, record_set: records.RecordSet, cut: Cut, *, split: str, run: Callable, bar) -> dict[str, object]:
+def _build_split(cache: Cache, record_set: records.RecordSet, cut: Cut, *, split: str, run: Callable, bar: Any
+                 ) -> dict[str, object]:
     """Writes SPLIT.bin and returns what the manifest says of it."""
     dataset = input_pipeline.eval_dataset(
         record_set, split, image_size=cut.trunk.input_shape[1:3], batch_size=_TRUNK_BATCH)
@@ -169,9 +171,10 @@ def _write_manifest(cache: Cache, *, key: dict[str, object], sums: dict[str, obj
 def _is_complete(cache: Cache, key: dict[str, object], record_set: records.RecordSet, splits: tuple[str, ...]) -> bool:
     try:
         manifest = json.loads((cache.folder / _MANIFEST).read_bytes())
+        sums = manifest['splits']
         return manifest['key'] == key and all(
-            manifest['splits'][split]['records'] == len(record_set.split_range(split))
-            and os.path.getsize(cache.folder / f'{split}.bin') == manifest['splits'][split]['bytes'] for split in splits)
+            sums[split]['records'] == len(record_set.split_range(split))
+            and sums[split]['bytes'] == os.path.getsize(cache.folder / f'{split}.bin') for split in splits)
     except (OSError, ValueError, KeyError, TypeError):
         return False
 

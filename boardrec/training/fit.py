@@ -33,12 +33,12 @@ class Feed(NamedTuple):
     steps_per_epoch: int
 
 
-def fit(config: TrainConfig) -> None:
-    """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
+def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
+    """Trains on `record_set`, which is config.records opened, until the epochs are done or validation stops improving; continues what RUN has completed.
 
     Raises UserError for records, settings or a run folder that do not fit.
     """
-    record_set = _open_records(config)
+    _require_splits(record_set)
     keras.utils.set_random_seed(config.seed)
     strategy = distribute.set_up(config)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
@@ -67,6 +67,8 @@ def fit(config: TrainConfig) -> None:
     eval_step = steps.make_eval_step(feed.network, classes, strategy=strategy)
     variables = [*model.changing_variables(classifier), *optimizer.variables]
     state = checkpoint.restore(run.checkpoints, variables)
+    if state.epoch < config.epochs:
+        checkpoint.require_space(run.path, classifier.model)
     if state.epoch:
         progress.say(f'continuing after epoch {state.epoch}')
     writer = tf.summary.create_file_writer(str(run.tensorboard))
@@ -80,14 +82,12 @@ def fit(config: TrainConfig) -> None:
     _finish(config, run, state, classes)
 
 
-def _open_records(config: TrainConfig) -> records.RecordSet:
-    record_set = records.open_record_set(config.records)
+def _require_splits(record_set: records.RecordSet) -> None:
     for split in _SPLITS:
         info = record_set.manifest.splits.get(split)
         if not info or not info.records:
-            raise UserError(f'--records={config.records}: there is nothing in its {split} split, which training needs: '
+            raise UserError(f'--records={record_set.folder}: there is nothing in its {split} split, which training needs: '
                             'convert more images, or convert with other --splits.')
-    return record_set
 
 
 def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:
@@ -95,7 +95,8 @@ def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfi
     cache = config.feature_cache_dir or pathlib.Path(config.records).absolute().parent / 'feature_cache'
     return dataclasses.replace(
         config, precision=distribute.resolve_precision(config.precision),
-        strategy='mirrored' if strategy else 'one', positive_class='' if classes.positive is None else classes.names[classes.positive],
+        strategy='mirrored' if strategy else 'one',
+        positive_class='' if classes.positive is None else classes.names[classes.positive],
         records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
         feature_cache_dir=os.path.abspath(cache),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights))
@@ -123,11 +124,11 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
 def _choose_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any
                  ) -> tuple[TrainConfig, Feed]:
     """Decides about the feature cache, builds it if it is wanted, and says so; returns the decision in the settings."""
-    # Several replicas need equal shares of each batch, and full batches keep their shapes fixed; one device only needs equal parts.
+    # Several replicas need equal shares of each batch, and full ones keep shapes fixed; one device needs equal parts.
     multiple = config.batch_size if strategy else config.accumulate_steps
     if config.batch_size % (distribute.replicas(strategy) * config.accumulate_steps):
-        raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {distribute.replicas(strategy)} devices '
-                        f'times --accumulate_steps={config.accumulate_steps}.')
+        raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {distribute.replicas(strategy)} '
+                        f'devices times --accumulate_steps={config.accumulate_steps}.')
     common = {'batch_size': config.batch_size, 'pad_multiple': multiple}
     shuffle = {'seed': config.seed, 'shuffle_records': config.shuffle_records, **common}
     train_records = len(record_set.split_range('train'))
@@ -217,9 +218,10 @@ def _log(config: TrainConfig, state: checkpoint.RunState, writer: tf.summary.Sum
                 tf.summary.scalar(name, value)
     writer.flush()
     best = ', best so far' if state.watch.best_epoch == state.epoch else ''
-    progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; validation '
-                 f'loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; {row["seconds"]:.0f} s, '
-                 f'{row["images_per_second"]:.1f} images/s, {row["input_wait"]:.0%} waiting for input')
+    progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; '
+                 f'validation loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; '
+                 f'{row["seconds"]:.0f} s, {row["images_per_second"]:.1f} images/s, '
+                 f'{row["input_wait"]:.0%} waiting for input')
 
 
 def _finish(config: TrainConfig, run: RunDir, state: checkpoint.RunState, classes: Classes) -> None:

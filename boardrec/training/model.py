@@ -1,8 +1,8 @@
 """The classifier: uint8 images in, probabilities out, and what is trained of it."""
 
+from collections.abc import Iterator
 import contextlib
 import hashlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import keras
@@ -56,7 +56,7 @@ def build(config: TrainConfig, classes: Classes, precision: str) -> Classifier:
         images = keras.Input((height, width, 3), dtype='uint8', name='images')
         features, layers = backbones.connect(config.backbone, images)
         if config.trainable_layers > len(layers):
-            raise UserError(f'--trainable_layers={config.trainable_layers}: {config.backbone} has {len(layers)} layers.')
+            raise UserError(f'--trainable_layers={config.trainable_layers}: {config.backbone} has only {len(layers)}.')
         for layer in layers[:len(layers) - config.trainable_layers]:
             layer.trainable = False
         features = keras.layers.Dropout(config.dropout, seed=config.seed, name='dropout')(features)
@@ -86,7 +86,7 @@ def losses(logits: tf.Tensor, labels: tf.Tensor, classes: Classes) -> tf.Tensor:
 
 
 def is_right(logits: tf.Tensor, labels: tf.Tensor, classes: Classes) -> tf.Tensor:
-    """Whether each record's decision is its label: bool [B]; of two classes, probability 0.5 decides for the positive."""
+    """Whether each record's decision is its label: bool [B]; of two classes, 0.5 decides for the positive."""
     if classes.positive is None:
         return tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
     return tf.equal(logits[:, 0] >= 0, tf.equal(labels, classes.positive))

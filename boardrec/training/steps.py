@@ -1,4 +1,4 @@
-"""The compiled steps: one of training, one of evaluation. Losses are means over the real records of the global batch."""
+"""The compiled steps: one of training, one of evaluation. Losses are means over a global batch's real records."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -26,8 +26,8 @@ def make_train_step(network: keras.Model, optimizer: keras.optimizers.Optimizer,
                     strategy: tf.distribute.Strategy | None, accumulate_steps: int) -> Step:
     """Compiles a step that updates `network` (inputs to logits) on one global batch.
 
-    `network` may be the tail that follows cached features. With accumulate_steps > 1 each replica computes its share in that many
-    equal parts, one after the other, and applies the sum of their gradients.
+    `network` may be the tail that follows cached features. With accumulate_steps > 1 each replica computes its share in
+    that many equal parts, one after the other, and applies the sum of their gradients.
     """
     variables = network.trainable_variables
 

@@ -88,7 +88,8 @@ def test_the_table_beside_the_folder_says_what_the_data_set_says(wheel, rows, tm
     assert run(f'--output_dir={tmp_path / "images"}') == 0
     with open(tmp_path / 'images.csv', newline='') as file:
         table = list(csv.DictReader(file))
-    assert [(f'images/{line["path"].split("/")[-1]}', line['probability'], line['module_type']) for line in table] == rows
+    assert rows == [
+        (f'images/{line["path"].split("/")[-1]}', line['probability'], line['module_type']) for line in table]
     assert all(line['path'].startswith(f'{line["split"]}/{line["label"]}/') for line in table)
 
 

@@ -56,8 +56,8 @@ def test_without_the_package_pip_is_quoted_in_one_sentence(wheel, cache):
     with pytest.raises(UserError) as caught:
         wheels.fetch(missing, cache)
     assert str(caught.value) == (
-        'tiny-package==2.0 could not be fetched: No matching distribution found for tiny-package==2.0. Check the network '
-        f'and the index that pip is set to, or put {missing.file_name} into {cache / "wheels"} yourself.')
+        'tiny-package==2.0 could not be fetched: No matching distribution found for tiny-package==2.0. Check the '
+        f'network and the index that pip is set to, or put {missing.file_name} into {cache / "wheels"} yourself.')
     assert wheels_in(cache) == []
 
 

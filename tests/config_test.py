@@ -1,0 +1,133 @@
+"""Settings refuse bad values with the flag, the value and the way out; what they accept is what they mean."""
+
+import dataclasses
+
+import pytest
+
+from boardrec import config
+from boardrec.config import ConvertConfig, EvaluateConfig, ExportConfig, PredictConfig, TrainConfig, UserError
+
+REQUIRED = {
+    ConvertConfig: {'input_dir': 'IMAGES', 'output_dir': 'RECORDS'},
+    TrainConfig: {'records': 'RECORDS', 'run_dir': 'RUN'},
+    EvaluateConfig: {'run_dir': 'RUN'},
+    PredictConfig: {'run_dir': 'RUN', 'images': 'IMAGES', 'output': 'predictions.csv'},
+    ExportConfig: {'run_dir': 'RUN', 'export_dir': 'MODELS'},
+}
+
+
+def make(config_class, **values):
+    return config_class(**{**REQUIRED[config_class], **values})
+
+
+@pytest.mark.parametrize('config_class', REQUIRED)
+def test_the_defaults_are_good_and_cannot_be_changed_afterwards(config_class):
+    settings = make(config_class)
+    name = dataclasses.fields(config_class)[0].name
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        setattr(settings, name, 'other')
+    with pytest.raises(TypeError, match='positional'):
+        config_class(*REQUIRED[config_class].values())
+
+
+@pytest.mark.parametrize('config_class', REQUIRED)
+def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choices(config_class):
+    for field in dataclasses.fields(config_class):
+        assert field.metadata['help'], field.name
+        assert field.type in (str, int, float, bool), field.name
+        if field.metadata['choices'] and field.default is not dataclasses.MISSING:
+            assert field.default in field.metadata['choices'], field.name
+        if field.default is not dataclasses.MISSING:
+            assert type(field.default) is field.type, field.name
+    required = {field.name for field in dataclasses.fields(config_class) if field.default is dataclasses.MISSING}
+    assert required == set(REQUIRED[config_class])
+
+
+@pytest.mark.parametrize(('config_class', 'name', 'value', 'wanted'), [
+    (ConvertConfig, 'shard_mib', 0, 'at least 1'),
+    (ConvertConfig, 'workers', -1, 'at least 0'),
+    (ConvertConfig, 'splits', '', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:0.8,val:0.1', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:1.2,val:-0.2', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:1,val:0', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:0.5,train:0.5', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:0.9,valid:0.1', 'like train:0.8,val:0.1,test:0.1'),
+    (ConvertConfig, 'splits', 'train:0.9,val:nan', 'add up to 1'),
+    (ConvertConfig, 'splits', 'train:half,val:half', 'add up to 1'),
+    (TrainConfig, 'backbone', 'vgg61', 'one of vgg16'),
+    (TrainConfig, 'image_size', '', 'S or HEIGHTxWIDTH'),
+    (TrainConfig, 'image_size', '224x', 'S or HEIGHTxWIDTH'),
+    (TrainConfig, 'image_size', '224,224', 'S or HEIGHTxWIDTH'),
+    (TrainConfig, 'image_size', '-224', 'S or HEIGHTxWIDTH'),
+    (TrainConfig, 'image_size', '224x7', 'at least 8 pixels'),
+    (TrainConfig, 'trainable_layers', -1, 'at least 0'),
+    (TrainConfig, 'dropout', -0.1, 'at least 0 and below 1'),
+    (TrainConfig, 'dropout', 1.0, 'at least 0 and below 1'),
+    (TrainConfig, 'dropout', float('nan'), 'at least 0 and below 1'),
+    (TrainConfig, 'batch_size', 0, 'at least 1'),
+    (TrainConfig, 'accumulate_steps', 0, 'at least 1'),
+    (TrainConfig, 'accumulate_steps', 3, 'a divisor of --batch_size=64'),
+    (TrainConfig, 'epochs', 0, 'at least 1'),
+    (TrainConfig, 'optimizer', 'Adam', 'one of adam, adamw, sgd'),
+    (TrainConfig, 'learning_rate', 0.0, 'above 0'),
+    (TrainConfig, 'learning_rate', -1e-3, 'above 0'),
+    (TrainConfig, 'learning_rate', float('nan'), 'above 0'),
+    (TrainConfig, 'weight_decay', -0.1, 'at least 0'),
+    (TrainConfig, 'weight_decay', float('nan'), 'at least 0'),
+    (TrainConfig, 'momentum', 1.0, 'at least 0 and below 1'),
+    (TrainConfig, 'schedule', 'step', 'one of constant, cosine, plateau'),
+    (TrainConfig, 'plateau_factor', 0.0, 'between 0 and 1'),
+    (TrainConfig, 'plateau_factor', 1.0, 'between 0 and 1'),
+    (TrainConfig, 'plateau_patience', 0, 'at least 1'),
+    (TrainConfig, 'early_stopping_patience', -1, 'at least 0'),
+    (TrainConfig, 'shuffle_records', 0, 'at least 1'),
+    (TrainConfig, 'seed', -1, 'at least 0'),
+    (TrainConfig, 'seed', 2**32, ''),  # NumPy's and Keras's seeds have 32 bits
+    (TrainConfig, 'precision', 'float64', 'one of auto, float32, bfloat16, float16'),
+    (TrainConfig, 'inference_precision', 'auto', 'one of float32, bfloat16, float16'),
+    (TrainConfig, 'feature_cache', 'yes', 'one of auto, on, off'),
+    (TrainConfig, 'strategy', 'two', 'one of auto, one, mirrored'),
+    (TrainConfig, 'gpus', '0;1', 'numbers like 0,1'),
+    (TrainConfig, 'gpus', '0,', 'numbers like 0,1'),
+    (TrainConfig, 'gpus', '-1', 'numbers like 0,1'),
+    (EvaluateConfig, 'split', 'dev', 'one of train, val, test'),
+    (EvaluateConfig, 'batch_size', 0, 'at least 1'),
+    (PredictConfig, 'batch_size', 0, 'at least 1'),
+])
+def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, value, wanted):
+    with pytest.raises(UserError) as caught:
+        make(config_class, **{name: value})
+    message = str(caught.value)
+    assert message.startswith(f'--{name}={value}: must be '), message
+    assert wanted in message
+    assert message.count('\n') == 0
+
+
+@pytest.mark.parametrize('values', [
+    {'dropout': 0.0}, {'momentum': 0.0}, {'weight_decay': 0.0}, {'trainable_layers': 0}, {'early_stopping_patience': 0},
+    {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'}, {'seed': 2**32 - 1},
+])
+def test_values_at_the_edge_are_accepted(values):
+    settings = make(TrainConfig, **values)
+    assert {name: getattr(settings, name) for name in values} == values
+
+
+@pytest.mark.parametrize(('text', 'height_width'), [('224', (224, 224)), ('96x128', (96, 128)), ('8x8', (8, 8))])
+def test_image_size_is_height_then_width(text, height_width):
+    assert make(TrainConfig, image_size=text).height_width() == height_width
+
+
+@pytest.mark.parametrize(('text', 'fractions'), [
+    ('train:0.8,val:0.1,test:0.1', {'train': 0.8, 'val': 0.1, 'test': 0.1}),
+    ('test:0.25, train:0.75', {'train': 0.75, 'test': 0.25}),
+    ('train:1', {'train': 1.0}),
+])
+def test_splits_are_fractions_in_the_order_train_val_test(text, fractions):
+    split_fractions = make(ConvertConfig, splits=text).split_fractions()
+    assert split_fractions == fractions
+    assert list(split_fractions) == [name for name in config.SPLITS if name in fractions]
+
+
+def test_a_users_mistake_is_a_value_error():
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,123 @@
+"""Generated images and record sets that the tests share; and TensorFlow, imported once and quietly."""
+
+import concurrent.futures
+import contextlib
+import pathlib
+import types
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from boardrec import progress
+from boardrec.config import ConvertConfig, TrainConfig
+from boardrec.data import convert, records
+
+progress.import_tensorflow()
+
+IMAGE_SIZE = (40, 48)  # height, width in pixels
+COLOURS = ((60, 90, 170), (190, 120, 50), (70, 160, 80), (150, 60, 150))  # of the first, second, ... class in sorted order
+
+
+def photograph(random, number):
+    """One image of class `number`, uint8 [H, W, 3]: its colour, a darker rectangle somewhere, noise."""
+    height, width = IMAGE_SIZE
+    pixels = np.broadcast_to(np.array(COLOURS[number], np.float32), (height, width, 3)).copy()
+    top, left = random.integers(0, height // 2), random.integers(0, width // 2)
+    pixels[top:top + height // 3, left:left + width // 3] *= 0.5
+    return np.clip(pixels + random.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='session')
+def image_folder(tmp_path_factory):
+    """A function from {class folder: how many images} to a new folder of them, every other one a JPEG, the rest PNG.
+
+    A class folder may be a path, such as train/positive: its last part is the class.
+    """
+    def make(counts, *, seed=0, folder=None):
+        folder = folder or tmp_path_factory.mktemp('images')
+        random = np.random.default_rng(seed)
+        classes = sorted({pathlib.PurePath(place).name for place in counts})
+        for place, count in counts.items():
+            (folder / place).mkdir(parents=True, exist_ok=True)
+            for i in range(count):
+                image = Image.fromarray(photograph(random, classes.index(pathlib.PurePath(place).name)))
+                path = folder / place / f'board{i:03d}.{"png" if i % 2 else "jpg"}'
+                image.save(path, **({} if i % 2 else {'quality': 90}))
+        return folder
+
+    return make
+
+
+class InProcess:
+    """Stands in for the executor of worker processes, each of which would import TensorFlow for five seconds."""
+
+    def submit(self, function, *args):
+        """Calls the function at once."""
+        future = concurrent.futures.Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:
+            future.set_exception(error)
+        return future
+
+
+@contextlib.contextmanager
+def _no_workers(count):
+    yield InProcess(), types.SimpleNamespace(value=0)
+
+
+@pytest.fixture(scope='session')
+def convert_here():
+    """A function that does convert.convert(ConvertConfig(...)) in this process, with shards of `shard_bytes`."""
+    plan = convert.plan
+
+    def run(input_dir, output_dir, *, shard_bytes=64 << 10, **settings):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(convert, '_workers', _no_workers)
+            patch.setattr(convert, 'plan', lambda found, _: plan(found, shard_bytes))
+            return convert.convert(ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **settings))
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def source_images(image_folder):
+    """The folder that `record_set_path` was converted from: 120 images of two classes."""
+    return image_folder({'negative': 60, 'positive': 60})
+
+
+@pytest.fixture(scope='session')
+def record_set_path(source_images, convert_here, tmp_path_factory):
+    """A record set of 120 images, split by hash, several shards in train. Shared: never change it, copy it."""
+    folder = tmp_path_factory.mktemp('records') / 'records'
+    convert_here(source_images, folder)
+    return folder
+
+
+@pytest.fixture
+def record_set(record_set_path):
+    """`record_set_path`, opened."""
+    return records.open_record_set(record_set_path)
+
+
+@pytest.fixture(scope='session')
+def train_config(record_set_path, tmp_path_factory):
+    """A function from settings to a TrainConfig for a run of seconds on `record_set_path`."""
+    def make(**settings):
+        folder = tmp_path_factory.mktemp('run')
+        defaults = {'records': str(record_set_path), 'run_dir': str(folder / 'run'), 'weights': 'none',
+                    'image_size': '32', 'epochs': 2, 'batch_size': 16, 'schedule': 'constant', 'dropout': 0.1,
+                    'feature_cache_dir': str(folder / 'feature_cache')}
+        return TrainConfig(**{**defaults, **settings})
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def finished_run(train_config, record_set_path):
+    """The folder of a finished run on `record_set_path`. Shared: never change it, copy it."""
+    from boardrec.training import fit
+    config = train_config(epochs=5, precision='float32')
+    fit.fit(config, records.open_record_set(record_set_path))
+    return pathlib.Path(config.run_dir)

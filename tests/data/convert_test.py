@@ -1,0 +1,668 @@
+"""From a folder of images to a record set: what goes where, what is refused, what a second or a killed run does."""
+
+import json
+import os
+import pathlib
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+from PIL import Image
+import pytest
+
+from boardrec.config import ConvertConfig, UserError
+from boardrec.data import convert, files, records
+
+ROOT = pathlib.Path(__file__).parents[2]
+TOOL = ROOT / 'tools' / 'make_records.py'
+
+
+def settings(input_dir, output_dir='unused', **others):
+    return ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **others)
+
+
+def scan(folder, **others):
+    """{source: (split, label)} and {source: reason} of a folder."""
+    found, rejected = convert.scan(settings(folder, **others))
+    return {item.source: (item.split, item.label) for item in found}, {item.source: item.reason for item in rejected}
+
+
+def touch(folder, *names, content=b'not an image'):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+
+
+def tree_sums(folder):
+    return {path.name: files.sha256_of(path) for path in folder.iterdir()}
+
+
+def stamps(folder):
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()}
+
+
+def outcome(folder):
+    """What became of each file: {source: split or reason}."""
+    rows = {row.source: row.split for row in records.read_index(folder)}
+    rejected = {source: reason for source, reason, _ in records.read_rejected(folder)}
+    assert not set(rows) & set(rejected)
+    return rows | rejected
+
+
+# Layouts
+
+
+def test_the_classic_layout_keeps_its_splits(tmp_path):
+    touch(tmp_path, 'train/positive/a.png', 'train/negative/b.png', 'val/positive/deep/er/c.png', 'test/negative/d.png',
+          'test/e.png', 'f.txt', 'train/g.png')
+    found, rejected = scan(tmp_path)
+    assert found == {
+        'train/positive/a.png': ('train', 'positive'), 'train/negative/b.png': ('train', 'negative'),
+        'val/positive/deep/er/c.png': ('val', 'positive'), 'test/negative/d.png': ('test', 'negative')}
+    assert rejected == dict.fromkeys(['test/e.png', 'f.txt', 'train/g.png'], 'not in a class folder')
+
+
+def test_the_classic_layout_with_a_strange_folder_is_refused(tmp_path):
+    touch(tmp_path, 'train/positive/a.png', 'valid/positive/b.png')
+    with pytest.raises(UserError, match=r'has train/, so its folders must be among train, val and test.*valid/'):
+        scan(tmp_path)
+
+
+def test_the_flat_layout_is_split_by_the_hash_of_the_path(tmp_path):
+    names = [f'{label}/{i}.png' for label in ('positive', 'negative') for i in range(50)]
+    touch(tmp_path, *names, 'README.txt', 'positive/deep/x.png')
+    found, rejected = scan(tmp_path)
+    assert set(found) == {*names, 'positive/deep/x.png'}
+    assert all(label == source.split('/')[0] for source, (_, label) in found.items())
+    assert {split for split, _ in found.values()} == {'train', 'val', 'test'}
+    assert rejected == {'README.txt': 'not in a class folder'}
+    pinned = {name: found[name][0] for name in ('positive/0.png', 'positive/8.png', 'negative/0.png')}
+    assert pinned == {'positive/0.png': 'train', 'positive/8.png': 'val', 'negative/0.png': 'test'}, (
+        'a change moves the images of every record set from training to test: never renew these')
+
+
+def test_a_folder_named_train_that_holds_images_is_a_class(tmp_path):
+    touch(tmp_path, 'train/a.png', 'bus/b.png')
+    found, _ = scan(tmp_path, splits='train:1')
+    assert found == {'train/a.png': ('train', 'train'), 'bus/b.png': ('train', 'bus')}
+
+
+def test_a_labels_csv_replaces_the_folders(tmp_path):
+    images = tmp_path / 'images'
+    touch(images, 'a.png', 'x/b.png', 'x/c, d.png', 'x/e.png')
+    labels = images / 'labels.csv'
+    labels.write_text('path,label\na.png,good\n./x/b.png,bad\n"x/c, d.png",good\nmissing.png,good\n')
+    found, rejected = scan(images, labels_csv=str(labels), splits='train:1')
+    assert found == {'a.png': ('train', 'good'), 'x/b.png': ('train', 'bad'), 'x/c, d.png': ('train', 'good')}
+    assert rejected == {'missing.png': 'listed in labels_csv but not a file', 'x/e.png': 'not in labels_csv'}
+
+
+def test_a_labels_csv_may_name_splits(tmp_path):
+    images, labels = tmp_path / 'images', tmp_path / 'labels.csv'
+    touch(images, *(f'{i}.png' for i in range(40)), 'z.png')
+    labels.write_text('split,path,label\n' + ''.join(f',{i}.png,good\n' for i in range(40)) + 'test,z.png,bad\n')
+    found, _ = scan(images, labels_csv=str(labels))
+    assert found['z.png'] == ('test', 'bad')
+    assert {split for split, _ in found.values()} == {'train', 'val', 'test'}, 'where the cell is empty, the hash decides'
+
+
+@pytest.mark.parametrize(('text', 'match'), [
+    ('', r"must name the columns path,label.*reads ''"),
+    ('file,label\na.png,x\n', r"must name the columns path,label.*'file,label'"),
+    ('path,label\na.png,\n', 'line 2: no label for a.png'),
+    ('path,label\na.png\n', 'line 2: no label for a.png'),
+    ('path,label\na.png,x\n./a.png,y\n', 'line 3: a.png a second time'),
+    ('path,label,split\na.png,x,dev\n', "line 2: split 'dev', which is not among train, val, test"),
+])
+def test_a_labels_csv_that_cannot_be_used_is_refused_with_the_line(tmp_path, text, match):
+    images, labels = tmp_path / 'images', tmp_path / 'labels.csv'
+    touch(images, 'a.png')
+    labels.write_text(text)
+    with pytest.raises(UserError, match=f'^--labels_csv={re.escape(str(labels))}.*{match}'):
+        scan(images, labels_csv=str(labels))
+
+
+def test_a_missing_labels_csv_is_refused(tmp_path):
+    touch(tmp_path, 'a/a.png')
+    with pytest.raises(UserError, match='--labels_csv=nowhere.csv: there is no such file'):
+        scan(tmp_path, labels_csv='nowhere.csv')
+
+
+# Splits and places
+
+
+NAMES = [f'class{i % 2}/img_{i:04d}.jpg' for i in range(2000)]
+
+
+def splits_of(folder):
+    return {source: split for source, (split, _) in scan(folder)[0].items()}
+
+
+def test_a_file_keeps_its_split_as_others_come_and_go(tmp_path):
+    touch(tmp_path, *NAMES[:300])
+    before = splits_of(tmp_path)
+    touch(tmp_path, *NAMES[300:500], 'class2/new.jpg')
+    for name in NAMES[:150]:
+        (tmp_path / name).unlink()
+    after = splits_of(tmp_path)
+    common = set(before) & set(after)
+    assert len(common) == 150
+    assert {name: before[name] for name in common} == {name: after[name] for name in common}
+
+
+def test_fractions_are_near_what_was_asked_for_in_each_class(tmp_path):
+    """Binomial: of 1,000 names a class, 0.8 has a standard deviation of 0.0126, 0.1 one of 0.0095; allowed are four."""
+    touch(tmp_path, *NAMES)
+    splits = splits_of(tmp_path)
+    for label in ('class0', 'class1'):
+        own = [split for source, split in splits.items() if source.startswith(label)]
+        assert own.count('train') / len(own) == pytest.approx(0.8, abs=0.051)
+        assert own.count('val') / len(own) == pytest.approx(0.1, abs=0.038)
+        assert own.count('test') / len(own) == pytest.approx(0.1, abs=0.038)
+
+
+def test_other_fractions_move_only_what_lies_between_the_thresholds(tmp_path):
+    touch(tmp_path, *NAMES[:500])
+    before = splits_of(tmp_path)
+    after = {source: split for source, (split, _) in scan(tmp_path, splits='train:0.9,test:0.1')[0].items()}
+    assert {(before[name], after[name]) for name in before} == {('train', 'train'), ('val', 'train'), ('test', 'test')}
+
+
+def found_items(count, size=1000):
+    return [convert.Found(name, 'train', name[:6], size) for name in NAMES[:count]]
+
+
+def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
+    plans = convert.plan(found_items(2000), 100_000)
+    assert [shard.file for shard in plans] == [records.shard_file('train', i, 20) for i in range(20)]
+    assert sorted(item.source for shard in plans for item in shard.found) == sorted(NAMES)
+    counts = [len(shard.found) for shard in plans]
+    assert 100 - 4 * 10 < min(counts) and max(counts) < 100 + 4 * 10  # binomial, standard deviation 10
+
+
+def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files():
+    found = found_items(400)
+    plans = convert.plan(found, 100_000)
+    assert convert.plan(found[::-1], 100_000) == plans
+    for shard in plans:
+        labels = [item.label for item in shard.found]
+        runs = 1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False))
+        assert runs == pytest.approx(len(labels) / 2 + 1, abs=4 * np.sqrt(len(labels)) / 2), 'as in a uniform shuffle'
+
+
+def test_a_split_has_at_least_one_shard_and_splits_stand_in_their_order():
+    found = [convert.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
+    assert [(shard.file, shard.split) for shard in convert.plan(found, 1 << 30)] == [
+        (records.shard_file(split, 0, 1), split) for split in ('train', 'val', 'test')]
+
+
+# What is found
+
+
+def test_each_file_found_becomes_a_record_or_a_rejection(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 8, 'b': 8}, folder=tmp_path / 'images')
+    touch(images, 'a/empty.png', content=b'')
+    touch(images, 'b/text.jpg', 'a/.DS_Store', 'loose.png')
+    jpeg = (images / 'a' / 'board000.jpg').read_bytes()
+    touch(images, 'b/cut.jpg', content=jpeg[:-2])
+    os.mkfifo(images / 'a' / 'pipe')
+    (images / 'b' / 'dangling.png').symlink_to('nowhere.png')
+    (images / 'b' / 'loop.png').symlink_to('loop.png')
+    (images / 'b' / 'linked.jpg').symlink_to(images / 'a' / 'board000.jpg')
+    (images / 'a' / 'up').symlink_to(images)
+    manifest = convert_here(images, tmp_path / 'out', splits='train:1')
+    good = {f'{label}/board{i:03d}.{"png" if i % 2 else "jpg"}' for label in 'ab' for i in range(8)} | {'b/linked.jpg'}
+    assert outcome(tmp_path / 'out') == {
+        **dict.fromkeys(good, 'train'), 'a/empty.png': 'empty', 'b/text.jpg': 'not an image', 'a/.DS_Store': 'not an image',
+        'loose.png': 'not in a class folder', 'b/cut.jpg': 'truncated', 'a/pipe': 'not a regular file',
+        'b/dangling.png': 'unreadable: No such file or directory',
+        'b/loop.png': 'unreadable: Too many levels of symbolic links', 'a/up': 'folder found a second time, through a link'}
+    assert manifest.splits['train'].records == 17
+    sums = {source: digest for source, _, digest in records.read_rejected(tmp_path / 'out')}
+    assert sums['b/cut.jpg'] == files.sha256_of(images / 'b' / 'cut.jpg')
+    assert sums['a/pipe'] == ''
+
+
+def test_a_rejected_file_is_listed_once_also_where_a_labels_csv_names_it(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 4, 'b': 4}, folder=tmp_path / 'images')
+    os.mkfifo(images / 'a' / 'pipe')
+    labels = tmp_path / 'labels.csv'
+    names = [f'{label}/board{i:03d}.{"png" if i % 2 else "jpg"}' for label in 'ab' for i in range(4)]
+    labels.write_text('path,label\n' + ''.join(f'{name},{name[0]}\n' for name in [*names, 'a/pipe']))
+    for _ in range(2):
+        convert_here(images, tmp_path / 'out', labels_csv=str(labels), splits='train:1')
+        assert [row[0] for row in records.read_rejected(tmp_path / 'out')] == ['a/pipe']
+
+
+def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, image_folder, convert_here):
+    elsewhere = image_folder({'positive': 6}, folder=tmp_path / 'elsewhere')
+    images = image_folder({'negative': 6}, folder=tmp_path / 'images')
+    (images / 'positive').symlink_to(elsewhere / 'positive', target_is_directory=True)
+    convert_here(images, tmp_path / 'out', splits='train:1')
+    sources = outcome(tmp_path / 'out')
+    assert len(sources) == 12
+    assert 'positive/board000.jpg' in sources, 'named by the link, not by where it leads'
+
+
+def test_a_file_that_vanishes_during_the_conversion_is_rejected(tmp_path, image_folder):
+    images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
+    found, _ = convert.scan(settings(images, splits='train:1'))
+    shard_plan, = convert.plan(found, 1 << 20)
+    (images / 'a' / 'board001.png').unlink()
+    built = convert.build_shard(str(images), str(tmp_path), shard_plan, ['a', 'b'])
+    assert built.rejected == [convert.Rejection('a/board001.png', 'unreadable: No such file or directory')]
+    assert (built.shard.records, len(built.made), len(built.offsets)) == (3, 3, 3)
+
+
+def test_names_that_are_hard_to_write_down_survive(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 2, 'b': 6}, folder=tmp_path / 'images')
+    names = ['a/two\nlines.png', 'a/"quotes", commas.png', 'a/[x]*?.png', 'a/\udcff.png', 'a/図.png', 'a/ .png', 'a/-x.png']
+    for name in names:
+        shutil.copy(images / 'a' / 'board001.png', images / name)
+    touch(images, 'b/\udcfe\n".png')
+    out = tmp_path / 'out [x] 図'
+    convert_here(images, out, splits='train:1')
+    sources = outcome(out)
+    assert set(names) <= set(sources)
+    assert sources['b/\udcfe\n".png'] == 'not an image'
+    before = stamps(out)
+    convert_here(images, out, splits='train:1')
+    assert stamps(out) == before, 'recognised again'
+    assert set(names) <= set(records.open_record_set(out).sources)
+
+
+@pytest.mark.parametrize('name', ['two\nlines', '\udcff'], ids=ascii)
+def test_a_class_name_that_the_records_cannot_hold_is_refused(tmp_path, image_folder, convert_here, name):
+    """label.labels.txt, which TFDS reads, is UTF-8 with a line for each class."""
+    images = image_folder({'a': 2, name: 2}, folder=tmp_path / 'images')
+    with pytest.raises(UserError, match='class'):
+        convert_here(images, tmp_path / 'out', splits='train:1')
+
+
+def test_an_output_folder_that_tensorflow_cannot_name_is_refused(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 2, 'b': 2}, folder=tmp_path / 'images')
+    with pytest.raises(UserError, match='--output_dir'):
+        convert_here(images, tmp_path / '\udcff', splits='train:1')
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(('names', 'others', 'match'), [
+    ([], {}, r'--input_dir=.*: no files in it; images belong into CLASS/'),
+    (['a.png', 'b.png'], {}, 'no file lies in a class folder'),
+    (['a/a.png', 'a/b.png'], {}, "only one class, 'a'; a classifier needs at least two"),
+    (['train/a/1.png', 'train/b/2.png', 'val/c/3.png'], {}, "no training image of class 'c'"),
+    (['a/a.png', 'b/b.png'], {'splits': 'val:1'}, "no training image of class 'a'.*--splits"),
+    (['train/a/1.png', 'train/b/2.png'], {}, "every training image of class 'a' was rejected: see .*rejected.csv"),
+])
+def test_input_that_makes_no_training_set_is_refused(tmp_path, convert_here, names, others, match):
+    images = tmp_path / 'images'
+    images.mkdir()
+    touch(images, *names)
+    with pytest.raises(UserError, match=match):
+        convert_here(images, tmp_path / 'out', **others)
+    assert not (tmp_path / 'out' / records.MANIFEST).exists()
+
+
+def test_a_class_with_only_rejected_images_is_refused_and_the_rejections_can_be_read(tmp_path, image_folder, convert_here):
+    images = image_folder({'good': 4}, folder=tmp_path / 'images')
+    touch(images, 'bad/1.png', 'bad/2.png')
+    with pytest.raises(UserError, match="every training image of class 'bad' was rejected"):
+        convert_here(images, tmp_path / 'out', splits='train:1')
+    assert [row[:2] for row in records.read_rejected(tmp_path / 'out')] == [
+        ('bad/1.png', 'not an image'), ('bad/2.png', 'not an image')]
+    assert not (tmp_path / 'out' / records.MANIFEST).exists()
+
+
+@pytest.mark.parametrize('empty', ['c', 'train/c', 'val/c'])
+def test_an_empty_class_is_named(tmp_path, convert_here, empty):
+    prefix = 'train/' if '/' in empty else ''
+    touch(tmp_path / 'images', f'{prefix}a/1.png', f'{prefix}b/1.png')
+    (tmp_path / 'images' / empty).mkdir(parents=True)
+    with pytest.raises(UserError, match=rf'images/{empty}: a class with no images'):
+        convert_here(tmp_path / 'images', tmp_path / 'out')
+
+
+def test_folders_that_cannot_be_used_are_refused(tmp_path, convert_here, image_folder):
+    images = image_folder({'a': 2, 'b': 2}, folder=tmp_path / 'images')
+    (tmp_path / 'file').write_text('')
+    (tmp_path / 'link').symlink_to(images)
+    with pytest.raises(UserError, match=r'--input_dir=.*nowhere: there is no such folder'):
+        convert_here(tmp_path / 'nowhere', tmp_path / 'out')
+    with pytest.raises(UserError, match=r'--input_dir=.*file: there is no such folder'):
+        convert_here(tmp_path / 'file', tmp_path / 'out')
+    with pytest.raises(UserError, match=r'--output_dir=.*file is a file'):
+        convert_here(images, tmp_path / 'file')
+    for output in (images, images / 'records', images / 'a' / 'deep' / 'er', tmp_path / 'link' / 'records',
+                   images / 'a' / '..' / 'records'):
+        with pytest.raises(UserError, match=r'--output_dir=.* lies within --input_dir'):
+            convert_here(images, output)
+    assert sorted(path.name for path in images.iterdir()) == ['a', 'b']
+
+
+@pytest.mark.parametrize('name', ['thesis.docx', 'boardrec-notes.txt', 'manifest.json.bak', 'train'])
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_folder_with_something_else_is_refused_and_left_alone(tmp_path, image_folder, convert_here, name, overwrite):
+    images, out = image_folder({'a': 2, 'b': 2}, folder=tmp_path / 'images'), tmp_path / 'out'
+    out.mkdir()
+    (out / name).write_text('mine')
+    with pytest.raises(UserError, match=rf'--output_dir=.* holds {re.escape(name)}, which is no part of a record set'):
+        convert_here(images, out, overwrite=overwrite, splits='train:1')
+    assert (out / name).read_text() == 'mine'
+    assert len(list(out.iterdir())) == 1
+
+
+# A second run
+
+
+@pytest.fixture
+def converted(tmp_path, image_folder, convert_here):
+    """(images, records, run): a converted folder and a function that converts it again."""
+    images, out = image_folder({'a': 6, 'b': 6}, folder=tmp_path / 'images'), tmp_path / 'out'
+    touch(images, 'a/broken.png', 'loose.txt')
+
+    def run(**others):
+        return convert_here(images, out, **{'splits': 'train:0.7,test:0.3', **others})
+
+    run()
+    return images, out, run
+
+
+def test_a_second_run_does_nothing(converted, capsys):
+    _, out, run = converted
+    before, manifest = stamps(out), records.read_manifest(out)
+    assert run() == manifest
+    assert run(overwrite=True) == manifest, 'also where it might'
+    assert stamps(out) == before
+    assert 'holds these images already; nothing to do' in capsys.readouterr().out
+
+
+CHANGES = {
+    'a file more': lambda images: shutil.copy(images / 'a' / 'board000.jpg', images / 'b' / 'more.jpg'),
+    'a file less': lambda images: (images / 'a' / 'board000.jpg').unlink(),
+    'other bytes': lambda images: shutil.copy(images / 'b' / 'board003.png', images / 'a' / 'board001.png'),
+    'a file in another class': lambda images: (images / 'a' / 'board001.png').rename(images / 'b' / 'board009.png'),
+    'other bytes of a rejected file': lambda images: touch(images, 'a/broken.png', content=b'something else'),
+    'a rejected file is whole now': lambda images: shutil.copy(images / 'a' / 'board001.png', images / 'a' / 'broken.png'),
+    'a record is broken now': lambda images: touch(images, 'a/board001.png'),
+    'a stray file more': lambda images: touch(images, 'stray.txt'),
+}
+
+
+@pytest.mark.parametrize('change', CHANGES)
+def test_changed_input_is_refused_without_overwrite_and_replaced_with_it(converted, tmp_path, convert_here, change):
+    images, out, run = converted
+    before = stamps(out)
+    CHANGES[change](images)
+    with pytest.raises(UserError, match='holds records of other images or settings.*--overwrite'):
+        run()
+    assert stamps(out) == before
+    run(overwrite=True)
+    convert_here(images, tmp_path / 'fresh', splits='train:0.7,test:0.3')
+    assert tree_sums(out) == tree_sums(tmp_path / 'fresh')
+
+
+@pytest.mark.parametrize('others', [{'splits': 'train:1'}, {'shard_bytes': 5000}])
+def test_changed_settings_are_refused_without_overwrite(converted, others):
+    _, out, run = converted
+    before = stamps(out)
+    with pytest.raises(UserError, match='other images or settings'):
+        run(**others)
+    assert stamps(out) == before
+
+
+def damaged_shard(out):
+    shard = records.read_manifest(out).shards[0]
+    content = bytearray((out / shard.file).read_bytes())
+    content[100] ^= 1
+    (out / shard.file).write_bytes(content)
+
+
+DAMAGES = {
+    'a shard is missing': lambda out: (out / records.read_manifest(out).shards[0].file).unlink(),
+    'a bit of a shard is flipped': damaged_shard,
+    'the index is cut': lambda out: os.truncate(out / records.INDEX, 100),
+    'the manifest is cut': lambda out: os.truncate(out / records.MANIFEST, 100),
+    'rejected.csv is missing': lambda out: (out / records.REJECTED).unlink(),
+}
+
+
+@pytest.mark.parametrize('damage', DAMAGES)
+def test_a_damaged_set_is_replaced_with_overwrite_only(converted, damage):
+    _, out, run = converted
+    before = tree_sums(out)
+    DAMAGES[damage](out)
+    with pytest.raises(UserError, match='--overwrite'):
+        run()
+    run(overwrite=True)
+    assert tree_sums(out) == before
+
+
+def test_a_run_that_was_killed_halfway_is_done_again(converted):
+    """Without a manifest the folder is nobody's; what lies there is removed."""
+    _, out, run = converted
+    before = tree_sums(out)
+    (out / records.MANIFEST).unlink()
+    (out / records.INDEX).unlink()
+    (out / records.shard_file('train', 7, 9)).write_bytes(b'of another plan')
+    (out / '.tmp-boardrec-train.tfrecord-00000-of-00001-12345').write_bytes(b'half')
+    run()
+    assert tree_sums(out) == before
+
+
+def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converted, monkeypatch):
+    images, out, run = converted
+    seen = []
+    build, write_index, write_metadata = convert.build_shard, records.write_index, records.write_tfds_metadata
+
+    def looking(function):
+        def call(*args):
+            seen.append((out / records.MANIFEST).exists())
+            return function(*args)
+        return call
+
+    monkeypatch.setattr(convert, 'build_shard', looking(build))
+    monkeypatch.setattr(records, 'write_index', looking(write_index))
+    monkeypatch.setattr(records, 'write_tfds_metadata', looking(write_metadata))
+    touch(images, 'stray.txt')
+    run(overwrite=True)
+    assert len(seen) >= 4
+    assert not any(seen)
+
+
+def test_the_listing_order_changes_nothing(converted, tmp_path, convert_here, monkeypatch):
+    images, out, _ = converted
+    walk = os.walk
+
+    def reversed_walk(*args, **kwargs):
+        for folder, subfolders, names in walk(*args, **kwargs):
+            subfolders.sort(reverse=True)
+            yield folder, subfolders, sorted(names, reverse=True)
+
+    monkeypatch.setattr(os, 'walk', reversed_walk)
+    convert_here(images, tmp_path / 'other', splits='train:0.7,test:0.3')
+    assert tree_sums(tmp_path / 'other') == tree_sums(out)
+
+
+def test_an_error_while_building_leaves_no_manifest(converted, monkeypatch):
+    images, out, run = converted
+    touch(images, 'stray.txt')
+
+    def full(*args):
+        raise OSError(28, 'No space left on device', 'shard')
+
+    monkeypatch.setattr(records, 'write_index', full)
+    with pytest.raises(OSError, match='No space left'):
+        run(overwrite=True)
+    assert not (out / records.MANIFEST).exists()
+    monkeypatch.undo()
+    run()
+
+
+# As a command, with real worker processes
+
+
+def command(*args, **options):
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep)}
+    return subprocess.Popen([sys.executable, str(TOOL), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                            env=environment, start_new_session=True, **options)
+
+
+def finished(process):
+    """(exit status, standard output, standard error)."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+@pytest.fixture(scope='module')
+def mistakes(tmp_path_factory):
+    """A folder with some images, an output folder that holds something else, and nothing named `nowhere`."""
+    folder = tmp_path_factory.mktemp('mistakes')
+    touch(folder, 'images/a/1.png', 'images/b/2.png', 'other/thesis.docx', 'one_class/a/1.png', 'empty_class/a/1.png',
+          'empty_class/b/1.png')
+    (folder / 'empty_class' / 'c').mkdir()
+    (folder / 'empty').mkdir()
+    return folder
+
+
+@pytest.mark.parametrize(('args', 'match'), [
+    (['--input_dir=nowhere', '--output_dir=out'], '--input_dir=nowhere: there is no such folder'),
+    (['--input_dir=images'], '--output_dir is missing'),
+    (['--input_dir=images', '--output_dir=out', '--worker=2'], "Unknown command line flag 'worker'"),
+    (['--input_dir=images', '--output_dir=out', 'images'], "'images' is not a flag"),
+    (['--input_dir=images', '--output_dir=out', '--shard_mib=0'], '--shard_mib=0: must be at least 1'),
+    (['--input_dir=images', '--splits=train:1', '--output_dir=other'], 'holds thesis.docx'),
+    (['--input_dir=images', '--output_dir=images/records'], 'lies within --input_dir'),
+    (['--input_dir=empty', '--output_dir=out'], 'no files in it'),
+    (['--input_dir=one_class', '--output_dir=out'], 'only one class'),
+    (['--input_dir=empty_class', '--output_dir=out'], 'a class with no images'),
+], ids=lambda value: value[-1] if isinstance(value, list) else '')
+def test_a_mistake_ends_with_status_2_and_one_line(mistakes, args, match):
+    status, _, err = finished(command(*args, cwd=mistakes))
+    assert status == 2
+    assert err.startswith('error: ')
+    assert match in err
+    assert err.count('\n') == 1
+    assert not (mistakes / 'out').exists()
+
+
+def group(process):
+    """The processes of a command's session that are alive, by their command lines."""
+    found = {}
+    for entry in pathlib.Path('/proc').iterdir():
+        try:
+            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
+                line = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
+                if line:  # a zombie has none
+                    found[int(entry.name)] = line
+        except (OSError, ProcessLookupError):
+            continue
+    return found
+
+
+def wait_until(condition, process, seconds=100):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def assert_nothing_is_left(process, seconds):
+    """A process that was told to end may take a moment."""
+    deadline = time.monotonic() + seconds
+    while (left := group(process)) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert left == {}
+
+
+@pytest.fixture(scope='module')
+def slow_images(tmp_path_factory, image_folder):
+    """Images of which some take a worker a good part of a second."""
+    images = image_folder({'a': 12, 'b': 12}, folder=tmp_path_factory.mktemp('slow') / 'images')
+    noise = np.random.default_rng(0).integers(0, 256, (1000, 1000, 4), dtype=np.uint8)
+    path = images / 'a' / 'slow0.tiff'
+    Image.fromarray(noise).save(path)
+    for i in range(1, 8):
+        (images / ('a' if i % 2 else 'b') / f'slow{i}.tiff').symlink_to(path)
+    return images
+
+
+proc = pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
+
+
+@proc
+def test_ctrl_c_stops_every_process_and_the_same_command_completes_with_the_bytes_of_any_other(
+        slow_images, tmp_path, convert_here):
+    """Two workers and no worker write the same files; the next test adds one worker."""
+    out = tmp_path / 'out'
+    args = [f'--input_dir={slow_images}', f'--output_dir={out}', '--shard_mib=1', '--workers=2']
+    process = command(*args)
+    wait_until(lambda: out.is_dir() and any(path.name.startswith('.tmp-') for path in out.iterdir()), process)
+    assert len(group(process)) >= 3
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
+    status, _, err = finished(process)
+    assert status == 130
+    assert err.endswith('Interrupted; the same command goes on from what is complete.\n')
+    assert 'Traceback' not in err
+    assert_nothing_is_left(process, 5)
+    names = {path.name for path in out.iterdir()}
+    assert records.MANIFEST not in names
+    assert not any(name.startswith('.tmp-') for name in names)
+
+    status, text, err = finished(command(*args))
+    assert (status, 'Traceback' in err) == (0, False), err
+    assert re.search(r'out: 32 records in \d+ shards', text)
+    convert_here(slow_images, tmp_path / 'here', shard_bytes=1 << 20)
+    assert tree_sums(out) == tree_sums(tmp_path / 'here')
+    assert len(records.read_manifest(tmp_path / 'here').shards) >= 6
+
+
+def workers(process):
+    return [pid for pid, line in group(process).items() if 'spawn_main' in line]
+
+
+@proc
+def test_ctrl_c_while_the_workers_start_is_told_in_one_line_too(slow_images, tmp_path):
+    process = command(f'--input_dir={slow_images}', f'--output_dir={tmp_path / "out"}', '--workers=1')
+    wait_until(lambda: workers(process), process)
+    time.sleep(0.1)  # Python runs, its modules are being imported
+    os.killpg(process.pid, signal.SIGINT)
+    status, _, err = finished(process)
+    assert (status, err) == (130, 'Interrupted; the same command goes on from what is complete.\n')
+    assert_nothing_is_left(process, 5)
+
+
+@proc
+def test_workers_do_not_outlive_a_parent_that_is_killed(slow_images, tmp_path):
+    process = command(f'--input_dir={slow_images}', f'--output_dir={tmp_path / "out"}', '--workers=1')
+    wait_until(lambda: workers(process), process)
+    time.sleep(0.5)  # the worker is busy with TensorFlow
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert_nothing_is_left(process, 20)
+    process.communicate()
+
+
+def test_one_worker_writes_the_same_bytes_and_the_parent_stays_without_tensorflow(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 6, 'b': 6}, folder=tmp_path / 'images')
+    touch(images, 'a/broken.png')
+    code = ('import json, sys\nfrom boardrec.config import ConvertConfig\nfrom boardrec.data import convert\n'
+            'if __name__ == "__main__":\n'
+            '    convert.convert(ConvertConfig(**json.loads(sys.argv[1])))\n'
+            '    print(json.dumps([name for name in sys.modules if name in ("tensorflow", "tensorflow_datasets", "keras")]))\n')
+    given = json.dumps({'input_dir': str(images), 'output_dir': str(tmp_path / 'out'), 'workers': 1})
+    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep)}
+    done = subprocess.run([sys.executable, '-c', code, given], capture_output=True, text=True, env=environment, check=False,
+                          timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == []
+    assert done.stderr == ''
+    convert_here(images, tmp_path / 'here', shard_bytes=32 << 20)
+    assert tree_sums(tmp_path / 'out') == tree_sums(tmp_path / 'here')

@@ -1,0 +1,372 @@
+"""The same bytes are the same pixels everywhere, and they are the pixels that a viewer shows.
+
+Expected pixels are computed here with NumPy from the array that was encoded, or with Pillow from the file.
+"""
+
+import io
+import struct
+import zlib
+
+import keras
+import numpy as np
+from PIL import EpsImagePlugin, Image, ImageFile
+import pytest
+import tensorflow as tf
+
+from boardrec.data import images
+
+HEIGHT, WIDTH = 40, 48
+RANDOM = np.random.default_rng(20)
+NOISE = RANDOM.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+GREY = NOISE[..., 0]
+ALPHA = RANDOM.integers(0, 256, (HEIGHT, WIDTH), dtype=np.uint8)
+SMOOTH = np.stack(np.broadcast_arrays(
+    np.linspace(20, 230, WIDTH)[None], np.linspace(200, 40, HEIGHT)[:, None], 90), -1).astype(np.uint8)
+PALETTE = RANDOM.integers(0, 256, (256, 3), dtype=np.uint8)
+
+
+def encoded(image, file_format, **options):
+    output = io.BytesIO()
+    image.save(output, file_format, **options)
+    return output.getvalue()
+
+
+def chunk(kind, data):
+    return struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
+
+
+def png(width, height, *, depth, colour_type, rows, extra=b''):
+    """A PNG written by hand, for kinds that Pillow does not write. `rows` is its packed pixel data, [H, bytes a row]."""
+    data = b''.join(b'\0' + bytes(row) for row in rows)
+    return (images.PNG_MAGIC + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour_type, 0, 0, 0)) + extra
+            + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b''))
+
+
+def rgb(grey):
+    return np.repeat(grey[..., None], 3, axis=2)
+
+
+def over_white(colours, alpha):
+    share = alpha[..., None] / 255
+    return colours * share + 255 * (1 - share)
+
+
+def as_indexed(indices, **options):
+    image = Image.fromarray(indices, 'P')
+    image.putpalette(PALETTE.tobytes())
+    return encoded(image, **options)
+
+
+def pixels(data):
+    """What `decode` makes of normalised bytes in their own size, int [H, W, 3]."""
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    return images.decode(tf.constant(data), height, width).numpy().astype(int)
+
+
+def exif(orientation):
+    values = Image.Exif()
+    values[0x0112] = orientation
+    return values.tobytes()
+
+
+def pillow_pixels(data):
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image.convert('RGB'))
+
+
+# Kinds that TensorFlow decodes rightly: kept byte for byte.
+KEPT = {
+    'RGB JPEG': encoded(Image.fromarray(NOISE), 'JPEG'),
+    'grey JPEG': encoded(Image.fromarray(GREY), 'JPEG'),
+    'progressive JPEG': encoded(Image.fromarray(SMOOTH), 'JPEG', progressive=True),
+    'JPEG without subsampling': encoded(Image.fromarray(NOISE), 'JPEG', subsampling=0, quality=95),
+    'upright JPEG': encoded(Image.fromarray(NOISE), 'JPEG', exif=exif(1)),
+    'JPEG and more bytes': encoded(Image.fromarray(NOISE), 'JPEG') + b'more bytes',
+    'RGB PNG': encoded(Image.fromarray(NOISE), 'PNG'),
+    'grey PNG': encoded(Image.fromarray(GREY), 'PNG'),
+    'palette PNG': as_indexed(GREY, file_format='PNG'),
+    'upright PNG': encoded(Image.fromarray(NOISE), 'PNG', exif=exif(1)),
+    'PNG with a text': encoded(Image.fromarray(NOISE), 'PNG')[:-12] + chunk(b'tEXt', b'Comment\0eXIf')
+                       + chunk(b'IEND', b''),
+}
+
+
+@pytest.mark.parametrize('kind', KEPT)
+def test_what_tensorflow_decodes_rightly_is_kept_byte_for_byte(kind):
+    data = KEPT[kind]
+    assert images.normalise(data) == data
+    # Decoders of JPEG may differ in the last bit of the colour conversion.
+    assert np.abs(pixels(data) - pillow_pixels(data)).max() <= (1 if data.startswith(images.JPEG_MAGIC) else 0)
+
+
+WIDE = RANDOM.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
+WIDE[0, :4] = 0, 128, 129, 65535
+WIDE_RGB = RANDOM.integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
+BITS = GREY > 127
+INDEX_4 = GREY >> 4
+FRAMES = [Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
+
+# Kinds that it does not: (bytes, expected pixels, how far a pixel may be off).
+REMADE = {
+    '16-bit grey PNG': (encoded(Image.fromarray(WIDE), 'PNG'), rgb(np.round(WIDE / 257)), 0),
+    '16-bit RGB PNG': (png(WIDTH, HEIGHT, depth=16, colour_type=2, rows=WIDE_RGB.astype('>u2').reshape(HEIGHT, -1).view(np.uint8)),
+                       WIDE_RGB / 257, 1),
+    '16-bit grey TIFF': (encoded(Image.fromarray(WIDE), 'TIFF'), rgb(np.round(WIDE / 257)), 0),
+    '1-bit PNG': (png(WIDTH, HEIGHT, depth=1, colour_type=0, rows=np.packbits(BITS, axis=1)), rgb(BITS * 255), 0),
+    '4-bit palette PNG': (png(WIDTH, HEIGHT, depth=4, colour_type=3, rows=INDEX_4[:, ::2] << 4 | INDEX_4[:, 1::2],
+                              extra=chunk(b'PLTE', PALETTE[:16].tobytes())), PALETTE[INDEX_4], 0),
+    'palette PNG with a transparent colour': (
+        as_indexed(GREY, file_format='PNG', transparency=7), over_white(PALETTE[GREY], np.where(GREY == 7, 0, 255)), 0),
+    'palette PNG with alpha': (
+        as_indexed(GREY, file_format='PNG', transparency=bytes(range(256))), over_white(PALETTE[GREY], GREY), 1),
+    'grey PNG with a transparent shade': (
+        encoded(Image.fromarray(GREY), 'PNG', transparency=9), over_white(rgb(GREY), np.where(GREY == 9, 0, 255)), 0),
+    'RGB PNG with a transparent colour': (
+        encoded(Image.fromarray(NOISE), 'PNG', transparency=tuple(int(n) for n in NOISE[3, 5])),
+        np.where((NOISE == NOISE[3, 5]).all(-1, keepdims=True), 255, NOISE), 0),
+    'RGBA PNG': (encoded(Image.fromarray(np.dstack([NOISE, ALPHA])), 'PNG'), over_white(NOISE, ALPHA), 1),
+    'grey PNG with alpha': (encoded(Image.fromarray(np.dstack([GREY, ALPHA]), 'LA'), 'PNG'), over_white(rgb(GREY), ALPHA), 1),
+    'animated PNG': (encoded(FRAMES[0], 'PNG', save_all=True, append_images=FRAMES[1:]), NOISE, 0),
+    'GIF': (as_indexed(GREY, file_format='GIF'), PALETTE[GREY], 0),
+    'GIF with a transparent colour': (
+        as_indexed(GREY, file_format='GIF', transparency=7), over_white(PALETTE[GREY], np.where(GREY == 7, 0, 255)), 0),
+    'animated GIF': (
+        encoded(Image.fromarray(GREY), 'GIF', save_all=True, append_images=[Image.fromarray(255 - GREY)]), rgb(GREY), 0),
+    'WebP': (encoded(Image.fromarray(NOISE), 'WEBP', lossless=True), NOISE, 0),
+    'WebP with alpha': (
+        encoded(Image.fromarray(np.dstack([NOISE, ALPHA])), 'WEBP', lossless=True, exact=True), over_white(NOISE, ALPHA), 1),
+    'animated WebP': (encoded(FRAMES[0], 'WEBP', lossless=True, save_all=True, append_images=FRAMES[1:]), NOISE, 0),
+    'BMP': (encoded(Image.fromarray(NOISE), 'BMP'), NOISE, 0),
+    'palette BMP': (as_indexed(GREY, file_format='BMP'), PALETTE[GREY], 0),
+    '1-bit BMP': (encoded(Image.fromarray(BITS), 'BMP'), rgb(BITS * 255), 0),
+    'TIFF': (encoded(Image.fromarray(NOISE), 'TIFF'), NOISE, 0),
+    'compressed TIFF': (encoded(Image.fromarray(NOISE), 'TIFF', compression='tiff_lzw'), NOISE, 0),
+    'TIFF of two pages': (encoded(FRAMES[0], 'TIFF', save_all=True, append_images=FRAMES[1:]), NOISE, 0),
+}
+
+
+@pytest.mark.parametrize('kind', REMADE)
+def test_every_other_kind_becomes_an_rgb_png_of_the_same_picture(kind):
+    data, expected, tolerance = REMADE[kind]
+    made = images.normalise(data)
+    assert made.startswith(images.PNG_MAGIC)
+    with Image.open(io.BytesIO(made)) as image:
+        assert (image.mode, image.info.get('transparency')) == ('RGB', None)
+    assert np.abs(pixels(made) - expected).max() <= tolerance
+    assert images.normalise(made) == made
+
+
+def test_a_cmyk_jpeg_shows_its_colours():
+    inks = np.dstack([255 - SMOOTH, np.zeros_like(GREY)])  # without black, ink is what white lacks
+    data = encoded(Image.fromarray(inks, 'CMYK'), 'JPEG', quality=100)
+    assert Image.open(io.BytesIO(data)).mode == 'CMYK'
+    made = images.normalise(data)
+    assert made.startswith(images.PNG_MAGIC)
+    assert np.abs(pixels(made) - SMOOTH).max() <= 4  # JPEG of quality 100, smooth
+
+
+UPRIGHT = {  # EXIF 2.32, 4.6.4 A, tag 274: where the stored rows and columns belong
+    1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
+    5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: np.rot90(a, 2).swapaxes(0, 1),
+    8: np.rot90,
+}
+
+
+@pytest.mark.parametrize('orientation', UPRIGHT)
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_orientation_is_applied(orientation, file_format):
+    options = {'WEBP': {'lossless': True}}.get(file_format, {})
+    data = encoded(Image.fromarray(NOISE), file_format, exif=exif(orientation), **options)
+    made = images.normalise(data)
+    expected = UPRIGHT[orientation](pillow_pixels(data) if file_format == 'JPEG' else NOISE)
+    got = pixels(made)
+    assert got.shape == expected.shape
+    kept = orientation == 1 and file_format in ('JPEG', 'PNG')
+    assert np.abs(got - expected).max() <= (1 if kept and file_format == 'JPEG' else 0)
+    assert (made == data) == kept
+    with Image.open(io.BytesIO(made)) as image:
+        assert image.getexif().get(0x0112, 1) == 1, 'a viewer must not turn it a second time'
+
+
+def test_an_orientation_after_the_pixels_of_a_png_is_applied():
+    plain = encoded(Image.fromarray(NOISE), 'PNG')
+    made = images.normalise(plain[:-12] + chunk(b'eXIf', exif(6).removeprefix(b'Exif\0\0')) + plain[-12:])
+    np.testing.assert_array_equal(pixels(made), np.rot90(NOISE, -1))
+
+
+GARBAGE = b'Exif\0\0no TIFF header'
+
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF data')  # Pillow's, on standard error
+@pytest.mark.parametrize('data', [
+    KEPT['RGB JPEG'][:2] + b'\xff\xe1' + struct.pack('>H', len(GARBAGE) + 2) + GARBAGE + KEPT['RGB JPEG'][2:],
+    KEPT['RGB PNG'][:33] + chunk(b'eXIf', b'no TIFF header') + KEPT['RGB PNG'][33:],
+    KEPT['RGB PNG'][:33] + chunk(b'eXIf', b'II*\0\xff\xff\0\0') + KEPT['RGB PNG'][33:],
+], ids=['JPEG', 'PNG', 'PNG, far offset'])
+def test_a_damaged_exif_block_leaves_the_picture_as_it_is(data):
+    assert np.abs(pixels(images.normalise(data)) - pillow_pixels(data)).max() <= 1
+
+
+def reason(data):
+    with pytest.raises(images.Rejected) as caught:
+        images.normalise(data)
+    return str(caught.value)
+
+
+HUGE = png(20000, 20000, depth=8, colour_type=2, rows=[b'\0' * 60])
+JPEG, PNG = KEPT['RGB JPEG'], KEPT['RGB PNG']
+TEXT_BOMB = chunk(b'zTXt', b'eXIf\0\0' + zlib.compress(bytes(4 << 20)))
+
+
+REASONS = {
+    'empty': (b'', 'empty'),
+    'text': (b'hello', 'not an image'),
+    'SVG': (b'<svg xmlns="http://www.w3.org/2000/svg"/>', 'not an image'),
+    'zeros': (bytes(10000), 'not an image'),
+    'JPEG magic': (images.JPEG_MAGIC, 'damaged header'),
+    'PNG magic': (images.PNG_MAGIC + bytes(100), 'damaged header'),
+    'JPEG cut in its header': (JPEG[:100], 'damaged header'),
+    'PNG cut in its header': (PNG[:30], 'damaged header'),
+    'JPEG without its end marker': (JPEG[:-2], 'truncated'),  # TensorFlow fails, viewers do not
+    'JPEG with half of its end marker': (JPEG[:-1], 'truncated'),
+    'half a JPEG': (JPEG[:len(JPEG) // 2], 'truncated'),
+    'JPEG with zeros at its end': (JPEG[:-200] + bytes(200), 'truncated'),  # a download into a file made long enough
+    'half a PNG': (PNG[:len(PNG) // 2], 'truncated'),
+    'hardly a PNG': (PNG[:60], 'truncated'),
+    'PNG without its end chunk': (PNG[:-12], 'truncated'),  # all pixels are there
+    'PNG with half of its end chunk': (PNG[:-4], 'truncated'),
+    'PNG cut in a checksum': (PNG[:-14], 'truncated'),
+    'PNG with a text, cut': (PNG[:33] + chunk(b'tEXt', b'Comment\0eXIf') + PNG[33:-500], 'truncated'),
+    'GIF, cut': (REMADE['GIF'][0][:-500], 'truncated'),
+    'BMP, cut': (REMADE['BMP'][0][:-500], 'truncated'),
+    '16-bit PNG, cut': (REMADE['16-bit grey PNG'][0][:-500], 'truncated'),
+    'huge': (HUGE, 'too large: 20000x20000 pixels, at most 100000000'),
+}
+
+
+@pytest.mark.parametrize('kind', REASONS)
+def test_a_file_that_is_no_whole_image_is_rejected_with_the_reason(kind):
+    data, expected = REASONS[kind]
+    assert reason(data) == expected
+
+
+@pytest.mark.parametrize('data', [
+    PNG[:200] + bytes(50) + PNG[250:],
+    REMADE['16-bit grey PNG'][0][:200] + bytes(50) + REMADE['16-bit grey PNG'][0][250:],
+    JPEG[:JPEG.index(b'\xff\xc4') + 5] + b'\xff' * 16 + JPEG[JPEG.index(b'\xff\xc4') + 21:],  # a Huffman table
+], ids=['PNG', '16-bit PNG', 'JPEG'])
+def test_what_a_decoder_cannot_decode_is_rejected_in_words_for_a_person(data):
+    text = reason(data)
+    assert text.startswith('decoder error: ')
+    assert text.count('decoder error') == 1
+    assert '\n' not in text
+    assert 'function_node' not in text and '[Op:' not in text
+
+
+def test_a_text_that_is_a_bomb_stops_nothing_else():
+    assert reason(PNG[:33] + TEXT_BOMB + PNG[33:]) == 'damaged header'
+    data = PNG[:-12] + TEXT_BOMB + PNG[-12:]  # after the pixels, which are good
+    assert images.normalise(data) == data
+
+
+def test_floating_point_pixels_are_rejected():
+    data = encoded(Image.fromarray(GREY.astype(np.float32)), 'TIFF')
+    assert reason(data) == 'decoder error: floating-point pixels have no stated range'
+
+
+def test_a_postscript_file_is_never_run(monkeypatch):
+    """Pillow gives EPS to Ghostscript, which is a programming language."""
+    data, runs = encoded(Image.fromarray(NOISE), 'EPS'), []
+    monkeypatch.setattr(EpsImagePlugin, 'Ghostscript', lambda *args, **kwargs: runs.append(args))
+    assert reason(data) == 'not an image'
+    assert runs == []
+
+
+def test_too_large_is_seen_in_the_header_without_decoding(monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError('decoded')
+
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', never)
+    monkeypatch.setattr(tf.io, 'decode_jpeg', never)
+    assert reason(HUGE).startswith('too large')
+
+
+@pytest.mark.parametrize('data', [PNG, JPEG, REMADE['GIF'][0]], ids=['PNG', 'JPEG', 'GIF'])
+def test_the_limit_itself_is_allowed(monkeypatch, data):
+    monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH)
+    images.normalise(data)
+    monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH - 1)
+    assert reason(data) == f'too large: {WIDTH}x{HEIGHT} pixels, at most {HEIGHT * WIDTH - 1}'
+
+
+SIZES = [(HEIGHT, WIDTH), (24, 24), (17, 31), (100, 96)]
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_eager_graph_and_pipeline_give_the_same_bits(size):
+    every = [images.normalise(data) for data in [*KEPT.values(), *(remade[0] for remade in REMADE.values())]]
+    eager = [images.decode(tf.constant(data), *size).numpy() for data in every]
+    assert {(image.shape, image.dtype) for image in eager} == {((*size, 3), np.dtype(np.uint8))}
+    graph = tf.function(lambda data: images.decode(data, *size), input_signature=[tf.TensorSpec([], tf.string)])
+    dataset = tf.data.Dataset.from_tensor_slices(every).map(
+        lambda data: images.decode(data, *size), num_parallel_calls=4, deterministic=True)
+    assert dataset.element_spec == tf.TensorSpec((*size, 3), tf.uint8)
+    for data, one, other in zip(every, eager, dataset.as_numpy_iterator(), strict=True):
+        np.testing.assert_array_equal(graph(tf.constant(data)).numpy(), one)
+        np.testing.assert_array_equal(other, one)
+
+
+def bilinear(image, height, width):
+    """Bilinear interpolation between pixel centres, edges repeated, without antialiasing."""
+    result = image.astype(np.float64)
+    for axis, size in enumerate((height, width)):
+        place = np.clip((np.arange(size) + 0.5) * image.shape[axis] / size - 0.5, 0, image.shape[axis] - 1)
+        low = np.floor(place).astype(int)
+        share = (place - low).reshape([-1 if i == axis else 1 for i in range(3)])
+        high = np.minimum(low + 1, image.shape[axis] - 1)
+        result = np.take(result, low, axis) * (1 - share) + np.take(result, high, axis) * share
+    return result
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+@pytest.mark.parametrize(('data', 'tolerance'), [
+    (PNG, 0.501),  # half a step of rounding, and float32
+    (KEPT['JPEG without subsampling'], 1.501),  # and the last bit of the colour conversion; the fast DCT would be 4 off
+], ids=['PNG', 'JPEG'])
+def test_resizing_is_bilinear_and_rounds(data, tolerance, size):
+    got = images.decode(tf.constant(data), *size).numpy()
+    assert np.abs(got - bilinear(pillow_pixels(data), *size)).max() <= tolerance
+
+
+@pytest.mark.parametrize('size', SIZES, ids=str)
+def test_pixels_are_those_of_keras_image_dataset_from_directory(tmp_path, size):
+    (tmp_path / 'a').mkdir()
+    for name, image in {'0.png': NOISE, '1.png': GREY}.items():
+        (tmp_path / 'a' / name).write_bytes(encoded(Image.fromarray(image), 'PNG'))
+    (tmp_path / 'a' / '2.jpg').write_bytes(encoded(Image.fromarray(SMOOTH), 'JPEG', quality=95))
+    dataset = keras.utils.image_dataset_from_directory(
+        tmp_path, labels=None, image_size=size, shuffle=False, batch_size=None, verbose=False)
+    paths = sorted((tmp_path / 'a').iterdir())
+    for path, expected in zip(paths, dataset.as_numpy_iterator(), strict=True):
+        got = images.decode(tf.constant(path.read_bytes()), *size).numpy()
+        difference = np.abs(got - expected)
+        if path.suffix == '.png':
+            assert difference.max() <= 0.501, 'Keras does not round'
+        else:
+            assert difference.mean() <= 1.5, 'Keras leaves the DCT at the fast one'
+
+
+@pytest.mark.parametrize('data', [b'', b'hello', JPEG[:-2], PNG[:-20]], ids=['empty', 'text', 'JPEG', 'PNG'])
+def test_decode_raises_for_bytes_that_do_not_decode(data):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        images.decode(tf.constant(data), 8, 8)
+
+
+@pytest.mark.parametrize(('data', 'expected'), [
+    (JPEG, True), (PNG, True), (REMADE['GIF'][0], False), (REMADE['WebP'][0], False), (REMADE['BMP'][0], False),
+    (b'', False), (b'\xff\xd8', False), (images.PNG_MAGIC[:7], False), (b' ' + JPEG, False),
+], ids=['JPEG', 'PNG', 'GIF', 'WebP', 'BMP', 'empty', 'half of a JPEG magic', 'half of a PNG magic', 'shifted'])
+def test_is_decodable_type_looks_at_the_first_bytes(data, expected):
+    assert bool(images.is_decodable_type(tf.constant(data))) is expected
+    assert bool(tf.function(images.is_decodable_type)(tf.constant(data))) is expected

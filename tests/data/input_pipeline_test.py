@@ -1,0 +1,197 @@
+"""Every record once, in the order of order.sequence, with the pixels of images.decode, whatever reads it."""
+
+import dataclasses
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from boardrec.data import images, input_pipeline, order, records
+
+SIZE = (24, 20)
+
+
+@pytest.fixture(scope='module')
+def opened(record_set_path):
+    """The shared record set, with blocks so short that each shard has several and most shards a shorter last one."""
+    return with_blocks(records.open_record_set(record_set_path), 5)
+
+
+@pytest.fixture(scope='module')
+def source_pixels(opened, source_images):
+    """What images.decode makes of each record's source file, uint8 [N, H, W, 3] in record_id order."""
+    return np.stack([
+        images.decode(tf.constant(images.normalise((source_images / source).read_bytes())), *SIZE).numpy()
+        for source in opened.sources])
+
+
+def with_blocks(record_set, block_records):
+    return record_set._replace(manifest=dataclasses.replace(record_set.manifest, block_records=block_records))
+
+
+def train(record_set, *, seed=0, epoch=0, shuffle_records=20, batch_size=16, pad_multiple=1):
+    return input_pipeline.train_dataset(
+        record_set, 'train', image_size=SIZE, batch_size=batch_size, seed=seed, epoch=epoch,
+        shuffle_records=shuffle_records, pad_multiple=pad_multiple)
+
+
+def evaluate(record_set, split='train', *, batch_size=16, pad_multiple=1):
+    return input_pipeline.eval_dataset(
+        record_set, split, image_size=SIZE, batch_size=batch_size, pad_multiple=pad_multiple)
+
+
+def collected(dataset):
+    """Batch of everything, and the sizes of the batches."""
+    batches = [input_pipeline.Batch(*batch) for batch in dataset.as_numpy_iterator()]
+    return input_pipeline.Batch(*(np.concatenate(column) for column in zip(*batches, strict=True))), [
+        len(batch.labels) for batch in batches]
+
+
+def expected_ids(record_set, *, seed, epoch, window_blocks):
+    cut = order.blocks([shard.records for shard in record_set.split_shards('train')], record_set.manifest.block_records)
+    return record_set.split_range('train').start + order.sequence(
+        cut, seed=seed, epoch=epoch, window_blocks=window_blocks)
+
+
+# Blocks of 5 make 20 of 94 records; windows of 1, 4, 7 and all of them; a block of 32 is longer than two of the shards.
+@pytest.mark.parametrize(('block_records', 'shuffle_records', 'window_blocks', 'seed', 'epoch'), [
+    (5, 1, 1, 0, 0), (5, 5, 1, 0, 1), (5, 24, 4, 1, 0), (5, 35, 7, 2**32 - 1, 57), (5, 10_000, 2000, 2, 3), (1, 3, 3, 0, 0),
+    (32, 64, 2, 0, 0), (32, 31, 1, 4, 0)])
+def test_training_reads_each_record_once_in_the_order_of_the_sequence(
+        opened, source_pixels, block_records, shuffle_records, window_blocks, seed, epoch):
+    record_set = with_blocks(opened, block_records)
+    got, sizes = collected(train(record_set, seed=seed, epoch=epoch, shuffle_records=shuffle_records))
+    expected = expected_ids(record_set, seed=seed, epoch=epoch, window_blocks=window_blocks)
+    np.testing.assert_array_equal(got.record_ids, expected)
+    np.testing.assert_array_equal(np.sort(got.record_ids), record_set.split_range('train'))
+    np.testing.assert_array_equal(got.labels, record_set.labels[expected])
+    np.testing.assert_array_equal(got.inputs, source_pixels[expected])
+    np.testing.assert_array_equal(got.weights, 1)
+    assert sizes == [16] * 5 + [14]
+
+
+@pytest.mark.parametrize('threads', [1, 2, 8])
+def test_the_number_of_threads_changes_nothing(opened, source_pixels, threads):
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = threads
+    options.threading.max_intra_op_parallelism = 1
+    expected = expected_ids(opened, seed=3, epoch=2, window_blocks=4)
+    for _ in range(2):
+        got, _ = collected(train(opened, seed=3, epoch=2).with_options(options))
+        np.testing.assert_array_equal(got.record_ids, expected)
+        np.testing.assert_array_equal(got.inputs, source_pixels[expected])
+
+
+def test_the_same_dataset_gives_the_same_epoch_again(opened):
+    dataset = train(opened, seed=1, epoch=1)
+    first, second = collected(dataset)[0], collected(dataset)[0]
+    for one, other in zip(first, second, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_batch_has_the_types_that_a_step_takes(opened):
+    for dataset in (train(opened), evaluate(opened)):
+        assert dataset.element_spec == input_pipeline.Batch(
+            tf.TensorSpec([None, *SIZE, 3], tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32),
+            tf.TensorSpec([None], tf.int64))
+        assert isinstance(next(iter(dataset)), input_pipeline.Batch)
+
+
+@pytest.mark.parametrize('split', ['train', 'val', 'test'])
+def test_evaluation_reads_each_record_once_in_the_order_of_record_ids(opened, source_pixels, split):
+    got, sizes = collected(evaluate(opened, split, batch_size=7))
+    ids = np.array(opened.split_range(split))
+    np.testing.assert_array_equal(got.record_ids, ids)
+    np.testing.assert_array_equal(got.labels, opened.labels[ids])
+    np.testing.assert_array_equal(got.inputs, source_pixels[ids])
+    np.testing.assert_array_equal(got.weights, 1)
+    assert sizes[:-1] == [7] * (len(sizes) - 1)
+
+
+# Train has 94 records, val 11.
+@pytest.mark.parametrize(('dataset', 'split', 'batch_size', 'pad_multiple', 'sizes'), [
+    (train, 'train', 16, 16, [16] * 6),
+    (train, 'train', 16, 4, [16] * 6),
+    (train, 'train', 40, 4, [40, 40, 16]),
+    (train, 'train', 94, 2, [94]),
+    (train, 'train', 200, 200, [200]),
+    (evaluate, 'val', 4, 4, [4, 4, 4]),
+    (evaluate, 'val', 4, 2, [4, 4, 4]),
+    (evaluate, 'val', 8, 8, [8, 8]),
+    (evaluate, 'val', 10, 4, [12, 4]),
+    (evaluate, 'val', 11, 11, [11]),
+    (evaluate, 'val', 4, 1, [4, 4, 3]),
+])
+def test_padding_has_weight_0_and_no_id_and_fills_a_multiple(
+        opened, source_pixels, dataset, split, batch_size, pad_multiple, sizes):
+    got, got_sizes = collected(dataset(opened, batch_size=batch_size, pad_multiple=pad_multiple,
+                                       **({} if dataset is train else {'split': split})))
+    assert got_sizes == sizes
+    real = got.record_ids >= 0
+    np.testing.assert_array_equal(got.weights, real.astype(np.float32))
+    np.testing.assert_array_equal(got.record_ids[~real], -1)
+    np.testing.assert_array_equal(got.inputs[~real], 0)
+    np.testing.assert_array_equal(got.labels[~real], 0)
+    np.testing.assert_array_equal(np.sort(got.record_ids[real]), opened.split_range(split))
+    np.testing.assert_array_equal(got.inputs[real], source_pixels[got.record_ids[real]])
+    np.testing.assert_array_equal(got.labels[real], opened.labels[got.record_ids[real]])
+
+
+def test_pad_takes_a_batch_of_features_of_any_rank_and_type():
+    batch = input_pipeline.Batch(tf.ones([3, 2, 2, 5], tf.bfloat16), tf.ones([3], tf.int32), tf.ones([3]), tf.range(3, dtype=tf.int64))
+    padded = input_pipeline.pad(batch, 4)
+    assert (padded.inputs.shape, padded.inputs.dtype) == ((4, 2, 2, 5), tf.bfloat16)
+    assert padded.record_ids.numpy().tolist() == [0, 1, 2, -1]
+    assert padded.weights.numpy().tolist() == [1, 1, 1, 0]
+    assert not np.any(padded.inputs[3].numpy())
+    same = input_pipeline.pad(batch, 3)
+    assert same.record_ids.numpy().tolist() == [0, 1, 2]
+
+
+def test_an_empty_split_gives_no_batch(opened, tmp_path):
+    manifest = opened.manifest
+    shard, _ = records.write_shard(tmp_path / records.shard_file('val', 0, 1), [], manifest.class_names)
+    empty = opened._replace(folder=tmp_path, manifest=dataclasses.replace(
+        manifest, splits={'val': records.Split(0, 1, shard.class_counts)}, shards=[shard]))
+    assert list(evaluate(empty, 'val')) == []
+
+
+@pytest.mark.parametrize('dataset', [train, evaluate])
+@pytest.mark.parametrize('place', [0, 12 + 200, -1], ids=['length', 'data', 'checksum'])
+def test_a_damaged_record_raises_and_is_never_skipped(record_set_path, tmp_path, dataset, place):
+    folder = pathlib.Path(shutil.copytree(record_set_path, tmp_path / 'records'))
+    rows = list(records.read_index(folder))
+    row = rows[30] if place >= 0 else rows[31]
+    assert rows[30].shard == rows[31].shard
+    content = bytearray((folder / row.shard).read_bytes())
+    content[row.offset + place] ^= 1
+    (folder / row.shard).write_bytes(content)
+    record_set = with_blocks(records.open_record_set(folder), 5)
+    with pytest.raises(tf.errors.DataLossError):
+        collected(dataset(record_set))
+
+
+@pytest.mark.parametrize('dataset', [train, evaluate])
+def test_a_record_whose_image_does_not_decode_raises(tmp_path, dataset, opened):
+    examples = [records.Example(images.PNG_MAGIC if i == 3 else records.read_image(opened, i), 0, str(i), '') for i in range(6)]
+    shard, offsets = records.write_shard(tmp_path / records.shard_file('train', 0, 1), examples, opened.manifest.class_names)
+    damaged = opened._replace(
+        folder=tmp_path, offsets=np.array(offsets, np.int64), manifest=dataclasses.replace(
+            opened.manifest, splits={'train': records.Split(6, 1, shard.class_counts)}, shards=[shard]))
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        collected(dataset(damaged))
+
+
+@pytest.mark.parametrize('dataset', [train, evaluate])
+def test_a_shard_cut_after_opening_raises(record_set_path, tmp_path, dataset):
+    """TensorFlow ends a file that was cut between two records without a word."""
+    folder = pathlib.Path(shutil.copytree(record_set_path, tmp_path / 'records'))
+    record_set = with_blocks(records.open_record_set(folder), 5)
+    rows = [row for row in records.read_index(folder) if row.split == 'train']
+    path = folder / rows[-1].shard
+    with open(path, 'r+b') as file:
+        file.truncate(rows[-1].offset)
+    with pytest.raises(tf.errors.OpError):
+        collected(dataset(record_set))

@@ -1,0 +1,98 @@
+"""Evaluation: each record once, and metrics.json is what predictions.csv says."""
+
+import csv
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from boardrec import cli, evaluate
+from boardrec.config import EvaluateConfig, UserError
+from boardrec.data import images, records
+from boardrec.training import inference, run_dir
+
+
+@pytest.fixture(scope='module')
+def evaluated(finished_run, tmp_path_factory):
+    """A copy of the finished run, evaluated on test and val."""
+    run = tmp_path_factory.mktemp('evaluated') / 'run'
+    shutil.copytree(finished_run, run)
+    for split in ('val', 'test'):
+        evaluate.main(EvaluateConfig(run_dir=str(run), split=split, batch_size=5))
+    return run
+
+
+def rows(run, split='test'):
+    with open(run / 'evaluation' / split / 'predictions.csv', newline='') as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_each_record_once_in_order(evaluated, record_set, split):
+    ids = record_set.split_range(split)
+    table = rows(evaluated, split)
+    assert [int(row['record_id']) for row in table] == list(ids)
+    assert [row['source'] for row in table] == record_set.sources[ids.start:ids.stop]
+    assert list(table[0]) == ['record_id', 'source', 'label', 'predicted', 'p_negative', 'p_positive']
+
+
+def test_metrics_recompute_from_the_file(evaluated):
+    metrics = json.loads((evaluated / 'evaluation' / 'test' / 'metrics.json').read_text())
+    table = rows(evaluated)
+    truth = np.array([row['label'] == 'positive' for row in table])
+    score = np.array([float(row['p_positive']) for row in table])
+    decided = score >= 0.5
+    assert [row['predicted'] == 'positive' for row in table] == decided.tolist()
+    assert metrics['records'] == len(table) and metrics['accuracy'] == (truth == decided).mean()
+    assert metrics['confusion_matrix'] == [[((truth == t) & (decided == d)).sum() for d in (0, 1)] for t in (0, 1)]
+    pairs = score[truth][:, None] - score[~truth][None]
+    assert metrics['auc'] == pytest.approx(((pairs > 0) + 0.5 * (pairs == 0)).mean())
+    hits = (truth & decided).sum()
+    assert metrics['f1'] == pytest.approx(2 * hits / (truth.sum() + decided.sum()))
+    assert metrics['class_names'] == ['negative', 'positive'] and metrics['inference_precision'] == 'float32'
+
+
+def test_probabilities_are_the_models_on_the_source_images(evaluated, source_images):
+    predictor = inference.load(evaluated)
+    function = inference.probabilities(predictor)
+    for row in rows(evaluated)[:4]:
+        pixels = images.decode((source_images / row['source']).read_bytes(), 32, 32)
+        expected = function(pixels[None]).numpy()[0]
+        np.testing.assert_allclose([float(row['p_negative']), float(row['p_positive'])], expected, atol=1e-5)
+
+
+def test_the_report_stands_by_itself(evaluated):
+    page = (evaluated / 'report' / 'index.html').read_text()
+    assert 'test images right' in page and 'data:image/jpeg;base64' in page
+    text = (evaluated / 'evaluation' / 'test' / 'classification_report.txt').read_text()
+    assert 'precision' in text and 'positive' in text
+
+
+def test_again_computes_nothing_anew(evaluated, monkeypatch, capsys):
+    monkeypatch.setattr(evaluate, '_predict', lambda *_: pytest.fail('predicted again'))
+    before = (evaluated / 'evaluation' / 'test' / 'metrics.json').read_bytes()
+    evaluate.main(EvaluateConfig(run_dir=str(evaluated)))
+    assert 'predictions are there already' in capsys.readouterr().out
+    assert (evaluated / 'evaluation' / 'test' / 'metrics.json').read_bytes() == before
+
+
+def test_moved_records_are_named(evaluated, record_set_path, tmp_path):
+    run = tmp_path / 'run'
+    shutil.copytree(evaluated, run)
+    config = dataclasses.replace(run_dir.read_config(run), records=str(tmp_path / 'gone'))
+    (run / 'run.flags').write_text(cli.to_flagfile(config))
+    with pytest.raises(UserError, match='gone: the records that the run was trained on are not there.*--records'):
+        evaluate.main(EvaluateConfig(run_dir=str(run)))
+    evaluate.main(EvaluateConfig(run_dir=str(run), records=str(record_set_path)))
+
+
+def test_other_records_and_empty_splits_are_refused(evaluated, image_folder, convert_here, tmp_path):
+    convert_here(image_folder({'train/negative': 9, 'train/positive': 9}), tmp_path / 'records')
+    with pytest.raises(UserError, match='was trained on other records'):
+        evaluate.main(EvaluateConfig(run_dir=str(evaluated), records=str(tmp_path / 'records')))
+    with pytest.raises(UserError, match="has no split 'test'"):
+        records.open_record_set(tmp_path / 'records').split_range('test')
+    with pytest.raises(UserError, match='--split=dev: must be one of train, val, test'):
+        EvaluateConfig(run_dir='R', split='dev')

@@ -1,0 +1,91 @@
+"""A step's loss and gradients are means over the real records, however the batch is padded or cut into parts."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from boardrec.data import input_pipeline
+from boardrec.data.input_pipeline import Batch
+from boardrec.training import steps
+from boardrec.training.model import Classes
+
+CLASSES = Classes(['a', 'b', 'c'], None)
+
+
+def network():
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((5,))
+    return keras.Model(inputs, keras.layers.Dense(3, kernel_initializer='glorot_uniform')(inputs))
+
+
+def batch(count):
+    random = np.random.default_rng(count)
+    return Batch(tf.constant(random.normal(size=(count, 5)), tf.float32), tf.constant(random.integers(0, 3, count), tf.int32),
+                 tf.ones([count]), tf.range(count, dtype=tf.int64))
+
+
+def after_a_step(data, accumulate_steps=1):
+    model = network()
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build(model.trainable_variables)
+    step = steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=accumulate_steps)
+    sums = step(data)
+    return model.get_weights(), [float(value) for value in sums]
+
+
+def test_the_step_is_gradient_descent_on_the_mean_loss():
+    data, model = batch(6), network()
+    kernel, bias = model.get_weights()
+    x, y = data.inputs.numpy(), np.eye(3)[data.labels.numpy()]
+    scores = np.exp(x @ kernel + bias)
+    error = scores / scores.sum(1, keepdims=True) - y
+    (new_kernel, new_bias), (loss, right, records) = after_a_step(data)
+    np.testing.assert_allclose(new_kernel, kernel - 0.5 * x.T @ error / 6, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(new_bias, bias - 0.5 * error.mean(0), rtol=1e-5, atol=1e-6)
+    assert loss == pytest.approx(-np.log((scores / scores.sum(1, keepdims=True))[y > 0]).sum(), rel=1e-5)
+    assert (right, records) == ((scores.argmax(1) == data.labels.numpy()).sum(), 6)
+
+
+def test_padding_changes_nothing():
+    plain, sums = after_a_step(batch(5))
+    padded, padded_sums = after_a_step(input_pipeline.pad(batch(5), 8))
+    for a, b in zip(plain, padded, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+    assert padded_sums == pytest.approx(sums)
+
+
+@pytest.mark.parametrize('parts', [2, 3, 6])
+def test_parts_change_nothing(parts):
+    whole, sums = after_a_step(batch(12))
+    in_parts, part_sums = after_a_step(batch(12), accumulate_steps=parts)
+    for a, b in zip(whole, in_parts, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert part_sums == pytest.approx(sums)
+
+
+def test_a_part_of_padding_alone_is_no_nan():
+    weights, sums = after_a_step(input_pipeline.pad(batch(2), 8), accumulate_steps=4)
+    expected, _ = after_a_step(batch(2))
+    for a, b in zip(weights, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
+    assert np.isfinite(sums).all()
+
+
+def test_evaluation_measures_and_changes_nothing():
+    model = network()
+    before = model.get_weights()
+    sums = steps.make_eval_step(model, CLASSES, strategy=None)(input_pipeline.pad(batch(5), 4))
+    _, expected = after_a_step(batch(5))
+    assert [float(value) for value in sums] == pytest.approx(expected)
+    for a, b in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_float16_scales_and_unscales():
+    model = network()
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5))
+    optimizer.build(model.trainable_variables)
+    steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=1)(batch(6))
+    for a, b in zip(model.get_weights(), after_a_step(batch(6))[0], strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
