@@ -158,7 +158,7 @@ def test_ctrl_c_is_status_130(capsys):
     assert capsys.readouterr() == ('', 'Interrupted; the same command goes on from what is complete.\n')
 
 
-@pytest.mark.parametrize('error', [ValueError('a bug'), OSError(errno.EBADF, 'Bad file descriptor'), TypeError('a bug')])
+@pytest.mark.parametrize('error', [ValueError('a bug'), TypeError('a bug'), OSError(errno.EBADF, 'Bad descriptor')])
 def test_what_nobody_foresaw_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:
         cli.run(raiser(error), TrainConfig, ['train', *REQUIRED])
@@ -168,7 +168,8 @@ def test_what_nobody_foresaw_keeps_its_traceback(error):
 def test_settings_become_a_flag_file_and_settings_again(tmp_path):
     settings = parse('--epochs=3', '--learning_rate=3e-7', '--positive_class=a b')
     text = cli.to_flagfile(settings)
-    assert [line.partition('=')[0] for line in text.splitlines()] == [f'--{f.name}' for f in dataclasses.fields(TrainConfig)]
+    names = [f'--{field.name}' for field in dataclasses.fields(TrainConfig)]
+    assert [line.partition('=')[0] for line in text.splitlines()] == names
     (tmp_path / 'run.flags').write_text(text)
     assert cli.read_flagfile(TrainConfig, tmp_path / 'run.flags') == settings
     assert cli.read_flagfile(TrainConfig, os.fspath(tmp_path / 'run.flags')) == settings

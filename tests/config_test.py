@@ -106,7 +106,8 @@ def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, 
 
 @pytest.mark.parametrize('values', [
     {'dropout': 0.0}, {'momentum': 0.0}, {'weight_decay': 0.0}, {'trainable_layers': 0}, {'early_stopping_patience': 0},
-    {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'}, {'seed': 2**32 - 1},
+    {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'},
+    {'seed': 2**32 - 1},
 ])
 def test_values_at_the_edge_are_accepted(values):
     settings = make(TrainConfig, **values)

@@ -16,7 +16,7 @@ from boardrec.data import convert, records
 progress.import_tensorflow()
 
 IMAGE_SIZE = (40, 48)  # height, width in pixels
-COLOURS = ((60, 90, 170), (190, 120, 50), (70, 160, 80), (150, 60, 150))  # of the first, second, ... class in sorted order
+COLOURS = ((60, 90, 170), (190, 120, 50), (70, 160, 80), (150, 60, 150))  # of the classes, in sorted order
 
 
 def photograph(random, number):

@@ -62,8 +62,9 @@ def test_the_keras_scripts_flag_file_has_the_scripts_values():
     settings = parsed(ROOT / 'flags' / 'keras_script.flags')
     script = {
         'image_size': '224', 'batch_size': 512, 'epochs': 100, 'optimizer': 'adam', 'learning_rate': 1e-3,
-        'backbone': 'vgg16', 'weights': 'imagenet', 'trainable_layers': 4, 'dropout': 0.4, 'early_stopping_patience': 10,
-        'schedule': 'plateau', 'plateau_factor': 0.5, 'plateau_patience': 5, 'gpus': '', 'precision': 'auto'}
+        'backbone': 'vgg16', 'weights': 'imagenet', 'trainable_layers': 4, 'dropout': 0.4,
+        'early_stopping_patience': 10, 'schedule': 'plateau', 'plateau_factor': 0.5, 'plateau_patience': 5,
+        'gpus': '', 'precision': 'auto'}
     assert {name: getattr(settings, name) for name in script} == script
 
 
@@ -124,7 +125,8 @@ def test_every_setting_is_read_somewhere():
 
 def test_the_check_of_settings_sees_all_of_them():
     classes = {name: fields for name, (_, fields) in settings_classes().items()}
-    expected = [value for value in vars(config_module).values() if isinstance(value, type) and dataclasses.is_dataclass(value)]
+    expected = [value for value in vars(config_module).values()
+                if isinstance(value, type) and dataclasses.is_dataclass(value)]
     assert len(expected) >= 5
     for config_class in expected:
         assert classes[config_class.__name__] == [field.name for field in dataclasses.fields(config_class)]

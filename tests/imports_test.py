@@ -2,7 +2,6 @@
 
 import ast
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -28,7 +27,8 @@ ALLOWED = {
 COMMANDS = {'train', 'evaluate', 'predict', 'export', 'serve'}
 ALL = BASE | {'', 'cli', 'data', 'training', 'reporting', 'serving'}
 
-# Without TensorFlow: a command refuses a mistake at once, and the converter's parent stays small.
+HEAVY = ['tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
+# Without these: a command refuses a mistake at once, and the converter's parent stays small.
 LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
          'boardrec.data.order', 'boardrec.data.convert', 'boardrec.train', 'boardrec.evaluate', 'boardrec.predict',
          'boardrec.export', 'tools/make_records.py']
@@ -46,7 +46,7 @@ def imported(path):
 
 
 def part(dotted):
-    """The part of boardrec that a dotted name belongs to: 'data' for boardrec.data.files, '' for boardrec's own names."""
+    """The part that a dotted name belongs to: 'data' for boardrec.data.files, '' for boardrec's own names."""
     name = dotted.split('.')[1] if '.' in dotted else ''
     return name if name in ALLOWED or name in COMMANDS else ''
 
@@ -94,7 +94,8 @@ def test_only_images_and_records_know_the_formats():
     decoders = {'decode_jpeg', 'decode_png', 'decode_image', 'decode_and_crop_jpeg', 'decode_bmp', 'decode_gif'}
     formats = {'TFRecordWriter', 'parse_single_example', 'parse_example', 'TFRecordDatasetV2', 'Example'}
     for path in MODULES:
-        attributes = {node.attr for node in ast.walk(ast.parse((ROOT / path).read_bytes())) if isinstance(node, ast.Attribute)}
+        tree = ast.parse((ROOT / path).read_bytes())
+        attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         if path != 'boardrec/data/images.py':
             assert not attributes & decoders, path
         if path not in ('boardrec/data/records.py', 'boardrec/data/convert.py'):
@@ -103,9 +104,9 @@ def test_only_images_and_records_know_the_formats():
 
 def run(code, *args, cwd=None):
     """Runs code with `args` (as JSON in `given`) in a fresh Python; returns what it prints, read as JSON."""
-    environment = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]).rstrip(os.pathsep)}
-    done = subprocess.run([sys.executable, '-c', f'import json, sys; given = json.loads(sys.argv[1])\n{code}', json.dumps(args)],
-                          capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    code = f'import json, sys; given = json.loads(sys.argv[1])\n{code}'
+    done = subprocess.run([sys.executable, '-c', code, json.dumps(args)], capture_output=True, text=True, cwd=cwd,
+                          check=False)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -127,14 +128,13 @@ def test_the_light_modules_leave_tensorflow_out():
 result = {}
 for name in given[1]:
     load(name)
-    found = [heavy for heavy in ('tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib') if heavy in sys.modules]
-    result[name] = found
-print(json.dumps(result))''', str(ROOT), LIGHT)
+    result[name] = [heavy for heavy in given[2] if heavy in sys.modules]
+print(json.dumps(result))''', str(ROOT), LIGHT, HEAVY)
     assert heavy == {name: [] for name in LIGHT}
 
 
 def test_importing_has_no_side_effects(tmp_path):
-    """No flag is defined; environment, signals, threads, warnings' filters, seeds and the current folder stay as they are."""
+    """No flag is defined; environment, signals, threads, filters of warnings, seeds and folder stay as they are."""
     names = [path.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for path in MODULES]
     seen = run(LOAD + '''
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'

@@ -36,10 +36,11 @@ def chunk(kind, data):
 
 
 def png(width, height, *, depth, colour_type, rows, extra=b''):
-    """A PNG written by hand, for kinds that Pillow does not write. `rows` is its packed pixel data, [H, bytes a row]."""
+    """A PNG written by hand, for kinds that Pillow does not write. `rows` is packed pixels, [H, bytes a row]."""
     data = b''.join(b'\0' + bytes(row) for row in rows)
-    return (images.PNG_MAGIC + chunk(b'IHDR', struct.pack('>IIBBBBB', width, height, depth, colour_type, 0, 0, 0)) + extra
-            + chunk(b'IDAT', zlib.compress(data)) + chunk(b'IEND', b''))
+    header = struct.pack('>IIBBBBB', width, height, depth, colour_type, 0, 0, 0)
+    return (images.PNG_MAGIC + chunk(b'IHDR', header) + extra + chunk(b'IDAT', zlib.compress(data))
+            + chunk(b'IEND', b''))
 
 
 def rgb(grey):
@@ -103,6 +104,7 @@ def test_what_tensorflow_decodes_rightly_is_kept_byte_for_byte(kind):
 WIDE = RANDOM.integers(0, 65536, (HEIGHT, WIDTH), dtype=np.uint16)
 WIDE[0, :4] = 0, 128, 129, 65535
 WIDE_RGB = RANDOM.integers(0, 65536, (HEIGHT, WIDTH, 3), dtype=np.uint16)
+WIDE_ROWS = WIDE_RGB.astype('>u2').reshape(HEIGHT, -1).view(np.uint8)
 BITS = GREY > 127
 INDEX_4 = GREY >> 4
 FRAMES = [Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
@@ -110,8 +112,7 @@ FRAMES = [Image.fromarray(NOISE), Image.fromarray(255 - NOISE)]
 # Kinds that it does not: (bytes, expected pixels, how far a pixel may be off).
 REMADE = {
     '16-bit grey PNG': (encoded(Image.fromarray(WIDE), 'PNG'), rgb(np.round(WIDE / 257)), 0),
-    '16-bit RGB PNG': (png(WIDTH, HEIGHT, depth=16, colour_type=2, rows=WIDE_RGB.astype('>u2').reshape(HEIGHT, -1).view(np.uint8)),
-                       WIDE_RGB / 257, 1),
+    '16-bit RGB PNG': (png(WIDTH, HEIGHT, depth=16, colour_type=2, rows=WIDE_ROWS), WIDE_RGB / 257, 1),
     '16-bit grey TIFF': (encoded(Image.fromarray(WIDE), 'TIFF'), rgb(np.round(WIDE / 257)), 0),
     '1-bit PNG': (png(WIDTH, HEIGHT, depth=1, colour_type=0, rows=np.packbits(BITS, axis=1)), rgb(BITS * 255), 0),
     '4-bit palette PNG': (png(WIDTH, HEIGHT, depth=4, colour_type=3, rows=INDEX_4[:, ::2] << 4 | INDEX_4[:, 1::2],
@@ -126,16 +127,19 @@ REMADE = {
         encoded(Image.fromarray(NOISE), 'PNG', transparency=tuple(int(n) for n in NOISE[3, 5])),
         np.where((NOISE == NOISE[3, 5]).all(-1, keepdims=True), 255, NOISE), 0),
     'RGBA PNG': (encoded(Image.fromarray(np.dstack([NOISE, ALPHA])), 'PNG'), over_white(NOISE, ALPHA), 1),
-    'grey PNG with alpha': (encoded(Image.fromarray(np.dstack([GREY, ALPHA]), 'LA'), 'PNG'), over_white(rgb(GREY), ALPHA), 1),
+    'grey PNG with alpha': (
+        encoded(Image.fromarray(np.dstack([GREY, ALPHA]), 'LA'), 'PNG'), over_white(rgb(GREY), ALPHA), 1),
     'animated PNG': (encoded(FRAMES[0], 'PNG', save_all=True, append_images=FRAMES[1:]), NOISE, 0),
     'GIF': (as_indexed(GREY, file_format='GIF'), PALETTE[GREY], 0),
     'GIF with a transparent colour': (
         as_indexed(GREY, file_format='GIF', transparency=7), over_white(PALETTE[GREY], np.where(GREY == 7, 0, 255)), 0),
     'animated GIF': (
-        encoded(Image.fromarray(GREY), 'GIF', save_all=True, append_images=[Image.fromarray(255 - GREY)]), rgb(GREY), 0),
+        encoded(Image.fromarray(GREY), 'GIF', save_all=True, append_images=[Image.fromarray(255 - GREY)]),
+        rgb(GREY), 0),
     'WebP': (encoded(Image.fromarray(NOISE), 'WEBP', lossless=True), NOISE, 0),
     'WebP with alpha': (
-        encoded(Image.fromarray(np.dstack([NOISE, ALPHA])), 'WEBP', lossless=True, exact=True), over_white(NOISE, ALPHA), 1),
+        encoded(Image.fromarray(np.dstack([NOISE, ALPHA])), 'WEBP', lossless=True, exact=True),
+        over_white(NOISE, ALPHA), 1),
     'animated WebP': (encoded(FRAMES[0], 'WEBP', lossless=True, save_all=True, append_images=FRAMES[1:]), NOISE, 0),
     'BMP': (encoded(Image.fromarray(NOISE), 'BMP'), NOISE, 0),
     'palette BMP': (as_indexed(GREY, file_format='BMP'), PALETTE[GREY], 0),

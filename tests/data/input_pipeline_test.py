@@ -57,8 +57,8 @@ def expected_ids(record_set, *, seed, epoch, window_blocks):
 
 # Blocks of 5 make 20 of 94 records; windows of 1, 4, 7 and all of them; a block of 32 is longer than two of the shards.
 @pytest.mark.parametrize(('block_records', 'shuffle_records', 'window_blocks', 'seed', 'epoch'), [
-    (5, 1, 1, 0, 0), (5, 5, 1, 0, 1), (5, 24, 4, 1, 0), (5, 35, 7, 2**32 - 1, 57), (5, 10_000, 2000, 2, 3), (1, 3, 3, 0, 0),
-    (32, 64, 2, 0, 0), (32, 31, 1, 4, 0)])
+    (5, 1, 1, 0, 0), (5, 5, 1, 0, 1), (5, 24, 4, 1, 0), (5, 35, 7, 2**32 - 1, 57), (5, 10_000, 2000, 2, 3),
+    (1, 3, 3, 0, 0), (32, 64, 2, 0, 0), (32, 31, 1, 4, 0)])
 def test_training_reads_each_record_once_in_the_order_of_the_sequence(
         opened, source_pixels, block_records, shuffle_records, window_blocks, seed, epoch):
     record_set = with_blocks(opened, block_records)
@@ -94,8 +94,8 @@ def test_the_same_dataset_gives_the_same_epoch_again(opened):
 def test_a_batch_has_the_types_that_a_step_takes(opened):
     for dataset in (train(opened), evaluate(opened)):
         assert dataset.element_spec == input_pipeline.Batch(
-            tf.TensorSpec([None, *SIZE, 3], tf.uint8), tf.TensorSpec([None], tf.int32), tf.TensorSpec([None], tf.float32),
-            tf.TensorSpec([None], tf.int64))
+            tf.TensorSpec([None, *SIZE, 3], tf.uint8), tf.TensorSpec([None], tf.int32),
+            tf.TensorSpec([None], tf.float32), tf.TensorSpec([None], tf.int64))
         assert isinstance(next(iter(dataset)), input_pipeline.Batch)
 
 
@@ -140,7 +140,8 @@ def test_padding_has_weight_0_and_no_id_and_fills_a_multiple(
 
 
 def test_pad_takes_a_batch_of_features_of_any_rank_and_type():
-    batch = input_pipeline.Batch(tf.ones([3, 2, 2, 5], tf.bfloat16), tf.ones([3], tf.int32), tf.ones([3]), tf.range(3, dtype=tf.int64))
+    batch = input_pipeline.Batch(
+        tf.ones([3, 2, 2, 5], tf.bfloat16), tf.ones([3], tf.int32), tf.ones([3]), tf.range(3, dtype=tf.int64))
     padded = input_pipeline.pad(batch, 4)
     assert (padded.inputs.shape, padded.inputs.dtype) == ((4, 2, 2, 5), tf.bfloat16)
     assert padded.record_ids.numpy().tolist() == [0, 1, 2, -1]
@@ -175,8 +176,10 @@ def test_a_damaged_record_raises_and_is_never_skipped(record_set_path, tmp_path,
 
 @pytest.mark.parametrize('dataset', [train, evaluate])
 def test_a_record_whose_image_does_not_decode_raises(tmp_path, dataset, opened):
-    examples = [records.Example(images.PNG_MAGIC if i == 3 else records.read_image(opened, i), 0, str(i), '') for i in range(6)]
-    shard, offsets = records.write_shard(tmp_path / records.shard_file('train', 0, 1), examples, opened.manifest.class_names)
+    encoded = [images.PNG_MAGIC if i == 3 else records.read_image(opened, i) for i in range(6)]
+    shard, offsets = records.write_shard(
+        tmp_path / records.shard_file('train', 0, 1), [records.Example(data, 0, '', '') for data in encoded],
+        opened.manifest.class_names)
     damaged = opened._replace(
         folder=tmp_path, offsets=np.array(offsets, np.int64), manifest=dataclasses.replace(
             opened.manifest, splits={'train': records.Split(6, 1, shard.class_counts)}, shards=[shard]))

@@ -109,9 +109,9 @@ def sequences(count):
 def test_records_move_as_far_as_in_a_uniform_shuffle():
     """Uniform: the mean of |new - old| is (N^2 - 1) / 3N, or N/3.
 
-    Blocks move together, so that one epoch's mean is that of 320 independent ones: a place's displacement has a standard
-    deviation of N / sqrt(18), the mean's is N / sqrt(18 * 320) = 0.013 N, and over 25 epochs 0.0026 N. Allowed: four
-    of these, 0.011 N.
+    Blocks move together, so that one epoch's mean is that of 320 independent ones: a place's displacement has a
+    standard deviation of N / sqrt(18), the mean's is N / sqrt(18 * 320) = 0.013 N, and over 25 epochs 0.0026 N.
+    Allowed: four of these, 0.011 N.
     """
     moved = [np.abs(got - np.arange(N)).mean() / N for got in sequences(25)]
     assert np.mean(moved) == pytest.approx(1 / 3, abs=0.011)
@@ -131,8 +131,10 @@ def test_classes_alternate_as_in_a_uniform_shuffle():
 
 
 def test_every_place_is_as_likely_for_every_record():
-    """Over 6,000 epochs of 6 equal blocks of 2, each record is first, second, ... 500 times: chi-squared with 121 degrees
-    of freedom has mean 121 and standard deviation sqrt(242); blocks bind pairs, which can double the deviation.
+    """Over 6,000 epochs of 6 equal blocks of 2, each record is first, second, ... 500 times.
+
+    Chi-squared with 121 degrees of freedom has mean 121 and standard deviation sqrt(242); blocks bind pairs, which can
+    double the deviation. Allowed: four of these.
     """
     cut, epochs = order.blocks([12], 2), 6000
     seen = np.zeros((12, 12))
@@ -143,7 +145,7 @@ def test_every_place_is_as_likely_for_every_record():
 
 
 def test_one_epochs_order_says_nothing_about_the_next():
-    """Ranks of 320 independent blocks: the correlation of two epochs has a standard deviation of 1 / sqrt(319) = 0.056."""
+    """Ranks of 320 independent blocks: two epochs' correlation has a standard deviation of 1 / sqrt(319) = 0.056."""
     places = [np.argsort(got) for got in sequences(10)]
     correlations = [np.corrcoef(places[i], places[i + 1])[0, 1] for i in range(len(places) - 1)]
     assert np.max(np.abs(correlations)) < 4 * 0.056

@@ -21,7 +21,8 @@ from boardrec.data import files, images, records
 
 CLASSES = ['negative', 'positive']
 ODD_NAMES = ['a/plain.png', 'a/with space.png', 'a/"quoted", it\'s.png', 'a/[x]*?{y}.png', 'a/two\nlines.png',
-             'a/carriage\rreturn.png', 'a/ümläut 図 😀.png', 'a/\\back.png', 'a/not \udcff\udcfe UTF-8.png', 'a/ ', 'a/,']
+             'a/carriage\rreturn.png', 'a/ümläut 図 😀.png', 'a/\\back.png', 'a/not \udcff\udcfe UTF-8.png', 'a/ ',
+             'a/,']
 FRAMING = 12  # bytes before a record's data: length and its checksum
 
 
@@ -39,8 +40,8 @@ def write_set(folder, names, *, shards=2, split='train'):
         shard, offsets = records.write_shard(path, examples, CLASSES)
         written.append(shard)
         for example, offset in zip(examples, offsets, strict=True):
-            rows.append(records.Row(len(rows), example.source_id, example.sha256, split, CLASSES[example.label], shard.file,
-                                    offset))
+            rows.append(records.Row(
+                len(rows), example.source_id, example.sha256, split, CLASSES[example.label], shard.file, offset))
         every += examples
     counts = {name: sum(shard.class_counts[name] for shard in written) for name in CLASSES}
     records.write_rejected(folder, [])
@@ -71,9 +72,9 @@ def test_a_record_set_is_read_as_it_was_written(tmp_path):
     assert (record_set.labels.dtype, record_set.offsets.dtype) == (np.int32, np.int64)
     for record_id, example in enumerate(examples):
         assert records.read_image(record_set, record_id) == example.image
-    parsed = [tf.train.Example.FromString(data.numpy()) for data in tf.data.TFRecordDataset(record_set.shard_paths('train'))]
-    for example, message in zip(examples, parsed, strict=True):
-        feature = message.features.feature
+    serialized = tf.data.TFRecordDataset(record_set.shard_paths('train'))
+    for example, data in zip(examples, serialized.as_numpy_iterator(), strict=True):
+        feature = tf.train.Example.FromString(data).features.feature
         assert set(feature) == {'image', 'label', 'source_id', 'sha256'}
         assert feature['image'].bytes_list.value == [example.image]
         assert feature['label'].int64_list.value == [example.label]
@@ -111,7 +112,8 @@ def test_the_manifest_says_what_the_shards_hold(record_set):
         assert [row.record_id for row in own] == list(record_set.split_range(name))
         assert (split.records, split.shards) == (len(own), len(shards))
         assert split.class_counts == {label: sum(row.label == label for row in own) for label in CLASSES}
-        assert [shard.file for shard in shards] == [records.shard_file(name, i, len(shards)) for i in range(len(shards))]
+        count = len(shards)
+        assert [shard.file for shard in shards] == [records.shard_file(name, i, count) for i in range(count)]
         assert record_set.shard_paths(name) == [str(record_set.folder / shard.file) for shard in shards]
     assert list(manifest.splits) == ['train', 'val', 'test']
 
@@ -226,7 +228,8 @@ def test_a_damaged_index_is_named(copy, damage):
     elif damage == 'flipped':
         flip(path, 100)
     else:
-        path.write_bytes(b''.join(path.read_bytes().splitlines(keepends=True)[:-1]) if damage == 'cut at a line' else b'')
+        lines = path.read_bytes().splitlines(keepends=True)[:-1] if damage == 'cut at a line' else []
+        path.write_bytes(b''.join(lines))
     with pytest.raises(UserError, match=r'index\.jsonl is missing or damaged; convert the images again'):
         records.open_record_set(copy)
 
@@ -383,4 +386,4 @@ def test_tfds_reads_odd_names(tmp_path):
     write_set(folder, ODD_NAMES)
     builder = tfds.builder_from_directory(folder)
     dataset = builder.as_dataset(split='train', decoders={'image': tfds.decode.SkipDecoding()})
-    assert {example['source_id'] for example in dataset.as_numpy_iterator()} == {os.fsencode(name) for name in ODD_NAMES}
+    assert {example['source_id'] for example in dataset.as_numpy_iterator()} == set(map(os.fsencode, ODD_NAMES))
