@@ -21,7 +21,7 @@ ALLOWED = {
     'cli': {'config'},
     'data': BASE | {'data'},
     'training': BASE | {'', 'cli', 'data', 'training'},
-    'reporting': BASE | {'data', 'reporting'},
+    'reporting': {'config', 'data', 'reporting'},
     'serving': BASE | {'', 'cli', 'data', 'training', 'serving'},
 }
 COMMANDS = {'train', 'evaluate', 'predict', 'export', 'serve'}

@@ -46,7 +46,8 @@ def test_say_prints_one_line_to_standard_output(capsys):
 
 def test_say_reaches_a_pipe_at_once():
     code = 'import os; from boardrec import progress; progress.say("3 records"); os._exit(0)'  # no flush at exit
-    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
+    environment = {name: value for name, value in os.environ.items() if name != 'PYTHONUNBUFFERED'}
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=environment)
     assert (done.stdout, done.stderr) == ('3 records\n', '')
 
 

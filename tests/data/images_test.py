@@ -154,6 +154,7 @@ REMADE = {
 def test_every_other_kind_becomes_an_rgb_png_of_the_same_picture(kind):
     data, expected, tolerance = REMADE[kind]
     made = images.normalise(data)
+    assert made != data
     assert made.startswith(images.PNG_MAGIC)
     with Image.open(io.BytesIO(made)) as image:
         assert (image.mode, image.info.get('transparency')) == ('RGB', None)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -31,9 +32,9 @@ def with_blocks(record_set, block_records):
     return record_set._replace(manifest=dataclasses.replace(record_set.manifest, block_records=block_records))
 
 
-def train(record_set, *, seed=0, epoch=0, shuffle_records=20, batch_size=16, pad_multiple=1):
+def train(record_set, *, split='train', seed=0, epoch=0, shuffle_records=20, batch_size=16, pad_multiple=1):
     return input_pipeline.train_dataset(
-        record_set, 'train', image_size=SIZE, batch_size=batch_size, seed=seed, epoch=epoch,
+        record_set, split, image_size=SIZE, batch_size=batch_size, seed=seed, epoch=epoch,
         shuffle_records=shuffle_records, pad_multiple=pad_multiple)
 
 
@@ -49,9 +50,9 @@ def collected(dataset):
         len(batch.labels) for batch in batches]
 
 
-def expected_ids(record_set, *, seed, epoch, window_blocks):
-    cut = order.blocks([shard.records for shard in record_set.split_shards('train')], record_set.manifest.block_records)
-    return record_set.split_range('train').start + order.sequence(
+def expected_ids(record_set, *, seed, epoch, window_blocks, split='train'):
+    cut = order.blocks([shard.records for shard in record_set.split_shards(split)], record_set.manifest.block_records)
+    return record_set.split_range(split).start + order.sequence(
         cut, seed=seed, epoch=epoch, window_blocks=window_blocks)
 
 
@@ -82,6 +83,56 @@ def test_the_number_of_threads_changes_nothing(opened, source_pixels, threads):
         got, _ = collected(train(opened, seed=3, epoch=2).with_options(options))
         np.testing.assert_array_equal(got.record_ids, expected)
         np.testing.assert_array_equal(got.inputs, source_pixels[expected])
+
+
+def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, monkeypatch):
+    """Every other block comes late, so that the next one is there first."""
+    read_from = records.read_from
+
+    def wait(offset):
+        time.sleep(0.02 * (offset % 2))
+        return True
+
+    def slow(path, offset):
+        late = tf.data.Dataset.from_tensors(offset).map(lambda offset: tf.numpy_function(wait, [offset], tf.bool))
+        return late.flat_map(lambda _: read_from(path, offset))
+
+    monkeypatch.setattr(records, 'read_from', slow)
+    got, _ = collected(train(opened, seed=3, epoch=2))
+    expected = expected_ids(opened, seed=3, epoch=2, window_blocks=4)
+    np.testing.assert_array_equal(got.record_ids, expected)
+    np.testing.assert_array_equal(got.inputs, source_pixels[expected])
+
+
+@pytest.mark.parametrize('dataset', [train, evaluate])
+def test_an_image_that_takes_long_to_decode_keeps_its_place(opened, source_pixels, monkeypatch, dataset):
+    decode = images.decode
+
+    def wait(size):
+        time.sleep(0.01 * (size % 2))
+        return True
+
+    def slow(encoded, height, width):
+        with tf.control_dependencies([tf.numpy_function(wait, [tf.strings.length(encoded)], tf.bool)]):
+            return decode(tf.identity(encoded), height, width)
+
+    ids = collected(dataset(opened))[0].record_ids
+    monkeypatch.setattr(images, 'decode', slow)
+    monkeypatch.setattr(tf.data, 'AUTOTUNE', 4)  # it begins with 1 and needs seconds to find out that more are better
+    options = tf.data.Options()
+    options.experimental_optimization.map_and_batch_fusion = False  # fused, they keep the order whatever they are told
+    got, _ = collected(dataset(opened).with_options(options))
+    np.testing.assert_array_equal(got.record_ids, ids)
+    np.testing.assert_array_equal(got.inputs, source_pixels[ids])
+
+
+@pytest.mark.parametrize('split', ['val', 'test'])
+def test_any_split_can_be_trained_on(opened, source_pixels, split):
+    expected = expected_ids(opened, seed=0, epoch=0, window_blocks=4, split=split)
+    got, _ = collected(train(opened, split=split))
+    np.testing.assert_array_equal(got.record_ids, expected)
+    np.testing.assert_array_equal(got.inputs, source_pixels[expected])
+    np.testing.assert_array_equal(got.labels, opened.labels[expected])
 
 
 def test_the_same_dataset_gives_the_same_epoch_again(opened):

@@ -14,7 +14,7 @@ import pytest
 from boardrec import cli
 from boardrec.config import UserError
 from boardrec.data import files, records
-from boardrec.training import features, fit, run_dir
+from boardrec.training import features, fit, model, run_dir
 from boardrec.training.run_dir import RunDir
 
 NUMBERS = ('loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate')
@@ -69,9 +69,8 @@ def test_the_cache_changes_no_loss(train_config):
     np.testing.assert_allclose(numbers(runs[0]), numbers(runs[1]), rtol=1e-5)
 
 
-@pytest.mark.parametrize('cache', ['on', 'off'])
-def test_interrupted_and_continued_is_the_same_run(train_config, monkeypatch, cache):
-    config = train_config(epochs=3, feature_cache=cache, schedule='cosine', optimizer='adam')
+def test_interrupted_and_continued_is_the_same_run(train_config, monkeypatch):
+    config = train_config(epochs=3, schedule='cosine', optimizer='adam')
     whole, train_epoch = train(config), fit._train_epoch
     again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
 
@@ -124,30 +123,29 @@ def test_early_stopping_keeps_the_best_epoch(train_config, monkeypatch, capsys):
     run = train(train_config(epochs=5, early_stopping_patience=2))
     assert len(kernels) == 4 and run_dir.read_facts(run.path)['best_epoch'] == 2
     assert 'stopped early' in capsys.readouterr().out
-    model = keras.models.model_from_json(run.architecture.read_text())
-    model.load_weights(run.weights)
-    np.testing.assert_array_equal(model.get_layer('logits').kernel.numpy(), kernels[1])
+    best = keras.models.model_from_json(run.architecture.read_text())
+    best.load_weights(run.weights)
+    np.testing.assert_array_equal(best.get_layer('logits').kernel.numpy(), kernels[1])
 
 
 def test_three_classes(image_folder, convert_here, train_config, tmp_path):
     convert_here(image_folder({'a': 30, 'b': 30, 'c': 30}), tmp_path / 'records')
-    run = train(train_config(records=str(tmp_path / 'records'), epochs=1))
+    run = train(train_config(records=str(tmp_path / 'records'), epochs=1, image_size='32x40'))
     assert json.loads(run.architecture.read_text())['config']['layers'][-1]['config']['activation'] == 'softmax'
     assert run_dir.read_config(run.path).positive_class == ''
 
 
-def test_nothing_frozen_trains_without_a_cache(train_config, capsys):
-    run = train(train_config(trainable_layers=19, epochs=1))
-    assert 'features are not cached: no layer is frozen with --trainable_layers=19' in capsys.readouterr().out
-    assert 'feature_cache=off' in run.flags.read_text()
-
-
-def test_a_cache_that_does_not_fit(train_config, monkeypatch, capsys):
+def test_reasons_against_a_cache(train_config, record_set, monkeypatch):
+    config = train_config(trainable_layers=19)
+    assert fit._reason_against_cache(config, record_set, None) == 'no layer is frozen with --trainable_layers=19'
+    config = train_config()
+    cut = features.find_cut(model.build(config, model.Classes(['a', 'b'], 1), 'float32'))
+    assert fit._reason_against_cache(config, record_set, cut) is None
+    assert fit._reason_against_cache(train_config(feature_cache='off'), record_set, cut) == '--feature_cache=off'
     monkeypatch.setattr(features, 'lacking_bytes', lambda *_: 5 << 20)
+    assert ' lacks 5 MiB of the ' in fit._reason_against_cache(config, record_set, cut)
     with pytest.raises(UserError, match='--feature_cache=on: .* lacks 5 MiB'):
-        train(train_config(feature_cache='on'))
-    train(train_config(feature_cache='auto', epochs=1))
-    assert 'lacks 5 MiB' in capsys.readouterr().out
+        fit._reason_against_cache(train_config(feature_cache='on'), record_set, cut)
 
 
 def test_a_missing_split_names_the_way_out(image_folder, convert_here, train_config, tmp_path):
