@@ -53,6 +53,8 @@ def parse(config_class: type[Config], args: Sequence[str]) -> Config:
     _define(config_class, values)
     try:
         rest = values(['boardrec', *args])[1:]
+    except UnicodeDecodeError:
+        raise UserError(f'{[arg for arg in args if arg.startswith("--flagfile")][-1]}: is no UTF-8 text.') from None
     except flags.Error as error:
         raise UserError(f'{_tidy(str(error))} (--help lists the flags)') from None
     if rest:
@@ -72,8 +74,12 @@ def read_flagfile(config_class: type[Config], path: os.PathLike | str) -> Config
 
 
 def to_flagfile(config: Any) -> str:
-    """The text of a flag file that gives `config` back."""
-    lines = (f'--{f.name}={_flag_text(getattr(config, f.name))}' for f in dataclasses.fields(config))
+    """The text of a flag file that gives `config` back. Raises UserError for a value that no flag file can hold."""
+    lines = [f'--{f.name}={_flag_text(getattr(config, f.name))}' for f in dataclasses.fields(config)]
+    for line in lines:
+        if line != line.rstrip() or '\n' in line or '\r' in line or any('\udc80' <= c <= '\udcff' for c in line):
+            raise UserError(f'{line!r}: a flag file holds no line breaks, blanks at the end or bytes that are not '
+                            'UTF-8; rename it.')
     return '\n'.join(lines) + '\n'
 
 

@@ -119,6 +119,7 @@ class TrainConfig:
         _check_choices(self)
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed')
+        _check(self.seed < 2**32, 'seed', self.seed, 'below 2**32')
         _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
         _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')

@@ -18,6 +18,7 @@ import signal
 import stat
 import threading
 from typing import Any, NamedTuple
+import warnings
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
@@ -102,7 +103,8 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     if not found:
         raise UserError(f'--input_dir={root}: no file lies in a class folder: images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there, or name a --labels_csv.')
-    return found, sorted(rejected + others)
+    told = {item.source for item in rejected}
+    return found, sorted(rejected + [item for item in others if item.source not in told])
 
 
 def plan(found: list[Found], shard_bytes: int) -> list[ShardPlan]:
@@ -155,6 +157,8 @@ def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
         raise UserError(f'--input_dir={root}: there is no such folder.')
     if root.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f'--output_dir={output} lies within --input_dir={root}: name a folder outside of it.')
+    if any('\udc80' <= letter <= '\udcff' for letter in str(output)):
+        raise UserError(f'--output_dir={str(output)!r}: TensorFlow takes no path that is not UTF-8; name another.')
     if output.exists() and not output.is_dir():
         raise UserError(f'--output_dir={output} is a file: name a folder.')
 
@@ -268,6 +272,10 @@ def _counts(found: list[Found]) -> dict[str, int]:
 def _check_classes(found: list[Found], classes: list[str], root: pathlib.Path) -> None:
     if len(classes) < 2:
         raise UserError(f'--input_dir={root}: only one class, {classes[0]!r}; a classifier needs at least two.')
+    odd = [name for name in classes if not name.isprintable() or name != name.strip()]
+    if odd:
+        raise UserError(f'--input_dir={root}: the class {odd[0]!r} has a name with line breaks, outer blanks or bytes '
+                        'that are not UTF-8: rename it.')
     missing = set(classes) - {item.label for item in found if item.split == 'train'}
     if missing:
         raise UserError(f'--input_dir={root}: no training image of class {min(missing)!r}; '
@@ -293,7 +301,7 @@ def _existing(config: ConvertConfig, output: pathlib.Path) -> records.Manifest |
 
 def _is_ours(name: str) -> bool:
     known = (records.MANIFEST, records.INDEX, records.REJECTED, *records.TFDS_FILES)
-    return name in known or name.startswith((f'{records.DATASET_NAME}-', files.TEMPORARY_PREFIX))
+    return name in known or records.is_shard_file(name) or name.startswith(files.TEMPORARY_PREFIX)
 
 
 def _clear(output: pathlib.Path) -> None:
@@ -306,10 +314,12 @@ def _clear(output: pathlib.Path) -> None:
 def _is_up_to_date(output: pathlib.Path, root: pathlib.Path, plans: list[ShardPlan], rejected: list[Rejection]) -> bool:
     """Whether the same files, with the same bytes and the same places, are records or rejections there already."""
     try:
-        records.open_record_set(output)
+        shards = records.open_record_set(output).manifest.shards
         made = {row.source: (row.shard, row.label, row.sha256) for row in records.read_index(output)}
         refused = {source: (reason, digest) for source, reason, digest in records.read_rejected(output)}
     except (UserError, OSError):
+        return False
+    if any(files.sha256_of(output / shard.file) != shard.sha256 for shard in shards):
         return False
     planned = [(shard_plan.file, item) for shard_plan in plans for item in shard_plan.found]
     if set(made) | set(refused) != {item.source for _, item in planned} | {item.source for item in rejected}:
@@ -350,8 +360,9 @@ def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str]
     """Builds the shards in the executor's processes; the result is in the plan's order."""
     total = sum(len(shard_plan.found) for shard_plan in plans)
     with progress.bar('converting', total=total, unit='images') as bar:
-        futures = [executor.submit(build_shard, config.input_dir, config.output_dir, shard_plan, classes)
-                   for shard_plan in plans]
+        with _held_back(signal.SIGINT):  # workers are started here
+            futures = [executor.submit(build_shard, config.input_dir, config.output_dir, shard_plan, classes)
+                       for shard_plan in plans]
         waiting: set[concurrent.futures.Future] = set(futures)
         while waiting:
             finished, waiting = concurrent.futures.wait(waiting, timeout=_POLL_SECONDS, return_when='FIRST_EXCEPTION')
@@ -359,6 +370,16 @@ def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str]
             for future in finished:
                 future.result()
     return [future.result() for future in futures]
+
+
+@contextlib.contextmanager
+def _held_back(number: signal.Signals) -> Iterator[None]:
+    """Delivers a signal after the block only; processes that are started in it never get it."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Worker(NamedTuple):
@@ -378,6 +399,7 @@ def _start_worker(done: Any, stop: Any) -> None:
     # A parent killed outright sets nothing, and the executor's workers would wait for it for ever.
     threading.Thread(target=_die_with_parent, daemon=True).start()
     progress.import_tensorflow()
+    warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in rejected.csv
 
 
 def _die_with_parent() -> None:

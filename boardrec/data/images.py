@@ -6,6 +6,7 @@ that TensorFlow decodes to the right pixels out, or `Rejected` with a reason. `d
 """
 
 import io
+import re
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -16,8 +17,11 @@ BACKGROUND = (255, 255, 255)  # under transparent pixels: product photographs ar
 
 JPEG_MAGIC = b'\xff\xd8\xff'
 PNG_MAGIC = b'\x89PNG\r\n\x1a\n'
+_PNG_END = b'IEND\xae\x42\x60\x82'  # the last chunk's type and checksum; it has no data
 _PNG_DEPTH_BYTE = 24  # PNG specification, 11.2.2: bit depth within IHDR, which comes first
 _EXIF_ORIENTATION = 0x0112
+# What photographs come in. Others stay out: Pillow would hand EPS to Ghostscript, which runs programs.
+_FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'TGA', 'ICO', 'PCX')
 
 
 class Rejected(ValueError):
@@ -60,7 +64,9 @@ def normalise(data: bytes) -> bytes:
     try:
         tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE')
     except tf.errors.InvalidArgumentError as error:
-        raise Rejected('truncated' if _is_truncated(data) else f'decoder error: {_first_line(error.message)}') from None
+        # Without where in TensorFlow's graph it happened.
+        message = re.sub(r'\{\{.*?\}\} *| *\[Op:.*', '', _first_line(error.message))
+        raise Rejected('truncated' if _is_truncated(data) else f'decoder error: {message}') from None
     return data
 
 
@@ -68,7 +74,7 @@ def _open(data: bytes) -> Image.Image:
     try:
         # Pillow warns and raises on its own pixel limits; ours is checked by the caller, before any pixel is decoded.
         Image.MAX_IMAGE_PIXELS = None
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Exception:  # Pillow's format plug-ins raise whatever the bytes make them raise
         raise Rejected('damaged header' if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else 'not an image') from None
 
@@ -76,13 +82,21 @@ def _open(data: bytes) -> Image.Image:
 def _keeps_its_pixels(data: bytes, image: Image.Image) -> bool:
     """Whether TensorFlow's decoder gives the pixels that a viewer shows."""
     if data.startswith(JPEG_MAGIC):
-        return image.mode in ('L', 'RGB') and image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        return image.mode in ('L', 'RGB') and _orientation(image) == 1
     if data.startswith(PNG_MAGIC):
         # Pillow decodes the whole of a PNG to look for its EXIF chunk, which few have.
-        upright = b'eXIf' not in data or image.getexif().get(_EXIF_ORIENTATION, 1) == 1
+        upright = b'eXIf' not in data or _orientation(image) == 1
         return (upright and image.mode in ('L', 'RGB', 'P') and data[_PNG_DEPTH_BYTE] == 8
                 and 'transparency' not in image.info and not getattr(image, 'is_animated', False))
     return False
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF's orientation; 1, upright, if there is none or it cannot be read, as viewers take it."""
+    try:
+        return image.getexif().get(_EXIF_ORIENTATION, 1)
+    except Exception:  # as above; pixels that cannot be decoded either are told by the decoder
+        return 1
 
 
 def _as_png(image: Image.Image) -> bytes:
@@ -92,6 +106,8 @@ def _as_png(image: Image.Image) -> bytes:
         output = io.BytesIO()
         _as_rgb(upright).save(output, 'PNG', compress_level=4)
         return output.getvalue()
+    except Rejected:
+        raise
     except Exception as error:  # as above: any decoder, any bytes
         raise Rejected('truncated' if 'truncated' in str(error) else f'decoder error: {_first_line(error)}') from None
 
@@ -113,6 +129,8 @@ def _is_truncated(data: bytes) -> bool:
         _open(data).load()
     except Exception as error:  # as above
         return 'truncated' in str(error)
+    if data.startswith(PNG_MAGIC):
+        return _PNG_END not in data
     return data.startswith(JPEG_MAGIC) and b'\xff\xd9' not in data[-2:]
 
 

@@ -66,6 +66,8 @@ def eval_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple
     ids = record_set.split_range(split)
     dataset = tf.data.TFRecordDataset(record_set.shard_paths(split))
     dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.range(ids.start, ids.stop))
+    # A file that was cut between two records since the set was opened ends without an error.
+    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(ids)))
     return _decode_and_batch(dataset, image_size=image_size, batch_size=batch_size, pad_multiple=pad_multiple)
 
 

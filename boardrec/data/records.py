@@ -22,11 +22,12 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from boardrec.config import UserError
+from boardrec.config import SPLITS, UserError
 from boardrec.data import files
 
 FORMAT_VERSION = 1
@@ -136,6 +137,11 @@ class RecordSet(NamedTuple):
 def shard_file(split: str, index: int, count: int) -> str:
     """A shard's name, as TFDS expects it."""
     return f'{DATASET_NAME}-{split}.tfrecord-{index:05d}-of-{count:05d}'
+
+
+def is_shard_file(name: str) -> bool:
+    """Whether a shard of some record set has this name."""
+    return re.fullmatch(rf'{DATASET_NAME}-({"|".join(SPLITS)})\.tfrecord-\d{{5}}-of-\d{{5}}', name) is not None
 
 
 def open_record_set(folder: str | os.PathLike) -> RecordSet:
@@ -277,18 +283,20 @@ def read_from(path: Any, offset: Any) -> Any:
 def read_image(record_set: RecordSet, record_id: int) -> bytes:
     """The encoded image of one record, read at its offset. Raises ValueError if the bytes there are damaged."""
     import tensorflow as tf
+    if not 0 <= record_id < len(record_set.sources):
+        raise ValueError(f'record {record_id}: the record set holds {len(record_set.sources)}.')
     start = 0
     for shard in record_set.manifest.shards:
         if record_id < start + shard.records:
             break
         start += shard.records
-    else:
-        raise ValueError(f'record {record_id}: the record set holds {start}.')
     try:
         # Nested, because a TFRecordDatasetV2 with offsets cannot be iterated eagerly by itself.
         path, offset = str(record_set.folder / shard.file), record_set.offsets[record_id]
         dataset = tf.data.Dataset.from_tensors(offset).flat_map(lambda offset: read_from(tf.constant(path), offset))
         return parse_example(next(iter(dataset)))[0].numpy()
+    except StopIteration:  # what TensorFlow makes of a file that ends between two records
+        raise ValueError(f'record {record_id} in {shard.file} is damaged: the file ends before it') from None
     except tf.errors.DataLossError as error:
         raise ValueError(f'record {record_id} in {shard.file} is damaged: {error.message}') from None
 
