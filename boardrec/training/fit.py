@@ -34,8 +34,9 @@ class Feed(NamedTuple):
 
 
 def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
-    """Trains on `record_set`, which is config.records opened, until the epochs are done or validation stops improving; continues what RUN has completed.
+    """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
 
+    `record_set` is config.records, opened.
     Raises UserError for records, settings or a run folder that do not fit.
     """
     _require_splits(record_set)
@@ -86,8 +87,8 @@ def _require_splits(record_set: records.RecordSet) -> None:
     for split in _SPLITS:
         info = record_set.manifest.splits.get(split)
         if not info or not info.records:
-            raise UserError(f'--records={record_set.folder}: there is nothing in its {split} split, which training needs: '
-                            'convert more images, or convert with other --splits.')
+            raise UserError(f'--records={record_set.folder}: there is nothing in its {split} split, which training '
+                            'needs: convert more images, or convert with other --splits.')
 
 
 def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:

@@ -172,7 +172,8 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
 def test_a_picture_that_cannot_be_read_leaves_its_path(tmp_path):
     png = picture(1, kind='PNG')
     broken = {100: OSError('gone'), 101: ValueError('no such record'), 102: b'', 103: b'no image',
-              104: picture(1)[:700], 105: png[:60], 106: png[:36] + bytes([png[36] ^ 255]) + png[37:]}  # Pillow: SyntaxError
+              104: picture(1)[:700], 105: png[:60],
+              106: png[:36] + bytes([png[36] ^ 255]) + png[37:]}  # Pillow: SyntaxError
 
     def read(record_id: int) -> bytes:
         if isinstance(broken[record_id], Exception):

@@ -55,7 +55,8 @@ def test_probabilities_are_evaluations(ask, good, predictor):
 
 
 BAD = {'empty': b'', 'text': b'no image at all', 'gif': b'GIF89a' + bytes(40), 'webp': b'RIFF\0\0\0\0WEBPVP8 ',
-       'bmp': b'BM' + bytes(60), 'jpeg header': images.JPEG_MAGIC + bytes(30), 'png header': images.PNG_MAGIC + bytes(9)}
+       'bmp': b'BM' + bytes(60), 'jpeg header': images.JPEG_MAGIC + bytes(30),
+       'png header': images.PNG_MAGIC + bytes(9)}
 
 
 @pytest.mark.parametrize('bad', list(BAD.values()), ids=list(BAD))

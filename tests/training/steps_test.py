@@ -21,8 +21,9 @@ def network():
 
 def batch(count):
     random = np.random.default_rng(count)
-    return Batch(tf.constant(random.normal(size=(count, 5)), tf.float32), tf.constant(random.integers(0, 3, count), tf.int32),
-                 tf.ones([count]), tf.range(count, dtype=tf.int64))
+    inputs, labels = random.normal(size=(count, 5)), random.integers(0, 3, count)
+    return Batch(tf.constant(inputs, tf.float32), tf.constant(labels, tf.int32), tf.ones([count]),
+                 tf.range(count, dtype=tf.int64))
 
 
 def after_a_step(data, accumulate_steps=1):
