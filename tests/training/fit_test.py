@@ -93,12 +93,14 @@ _TWO_DEVICES = '''
 import sys
 from boardrec import progress, cli
 from boardrec.config import TrainConfig
+from boardrec.data import records
 progress.import_tensorflow()
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from boardrec.training import fit
-fit.fit(cli.parse(TrainConfig, sys.argv[1:]))
+config = cli.parse(TrainConfig, sys.argv[1:])
+fit.fit(config, records.open_record_set(config.records))
 '''
 
 
