@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 import subprocess
 import sys
 import warnings
@@ -167,23 +168,37 @@ def test_a_loss_that_is_not_finite_is_told(train_config):
         train(config)
 
 
-def test_other_records_are_refused(train_config, image_folder, convert_here, tmp_path):
-    config = train_config(epochs=1)
-    train(config)
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """A copy of the finished run, marked unfinished, and its settings."""
+    shutil.copytree(finished_run, tmp_path / 'run')
+    run = RunDir(tmp_path / 'run')
+    run_dir.write_facts(run, {**run_dir.read_facts(run.path), 'finished': False})
+    return run, dataclasses.replace(run_dir.read_config(run.path), run_dir=str(run.path))
+
+
+def test_other_records_are_refused(copied_run, image_folder, convert_here, tmp_path):
+    _, config = copied_run
     convert_here(image_folder({'negative': 30, 'positive': 30}, seed=9), tmp_path / 'records')
     with pytest.raises(UserError, match='was begun with other records'):
         train(dataclasses.replace(config, records=str(tmp_path / 'records')))
 
 
-def test_other_starting_weights_are_refused(train_config, tmp_path):
-    paths = [tmp_path / 'w.weights.h5', tmp_path / 'v.weights.h5']
-    for seed, path in enumerate(paths):
-        keras.utils.set_random_seed(seed)
-        keras.applications.VGG16(include_top=False, weights=None).save_weights(path)
-    config = train_config(weights=str(paths[0]), epochs=1)
-    train(config)
-    facts = run_dir.read_facts(config.run_dir)
-    run_dir.write_facts(RunDir(pathlib.Path(config.run_dir)), {**facts, 'finished': False})
-    paths[1].replace(paths[0])
+def test_other_starting_weights_are_refused(copied_run, monkeypatch):
+    _, config = copied_run
+
+    def others(name, weights, layers):
+        layers[0].set_weights([np.ones_like(values) for values in layers[0].get_weights()])
+
+    monkeypatch.setattr(fit.backbones, 'load_weights', others)  # as if the file at --weights were another now
     with pytest.raises(UserError, match='was begun with other starting weights'):
         train(config)
+
+
+def test_a_run_killed_before_its_last_lines_is_finished_again(copied_run, finished_run):
+    run, config = copied_run
+    for path in (run.weights, run.model, run.architecture):
+        path.unlink()
+    train(config)
+    assert run_dir.read_facts(run.path) == run_dir.read_facts(finished_run)
+    assert files.sha256_of(run.weights) == files.sha256_of(RunDir(finished_run).weights)
