@@ -8,6 +8,7 @@ import dataclasses
 import re
 
 SPLITS = ('train', 'val', 'test')
+_LIMIT = 2**32  # Keras's and NumPy's seeds have 32 bits, and no count of ours is larger
 
 
 class UserError(ValueError):
@@ -35,7 +36,9 @@ def _check_choices(config) -> None:
 
 def _check_at_least(config, minimum: float, *names: str) -> None:
     for name in names:
-        _check(getattr(config, name) >= minimum, name, getattr(config, name), f'at least {minimum}')
+        value = getattr(config, name)
+        _check(value >= minimum, name, value, f'at least {minimum}')
+        _check(value < _LIMIT, name, value, f'below {_LIMIT}')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -119,7 +122,6 @@ class TrainConfig:
         _check_choices(self)
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed')
-        _check(self.seed < 2**32, 'seed', self.seed, 'below 2**32')
         _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
         _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')

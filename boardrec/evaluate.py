@@ -41,7 +41,9 @@ def main(config: EvaluateConfig) -> None:
     text = metrics.classification_report_text(predictions, names, positive)
     with files.atomic_write(folder / 'classification_report.txt') as file:
         file.write(text.encode())
-    metrics.write_json(folder / 'metrics.json', {**values, **identity, 'images_per_second': speed})
+    metrics.write_json(folder / 'metrics.json', {
+        **values, **identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv'),
+        'images_per_second': speed})
     predictor.run.report.parent.mkdir(exist_ok=True)
     report.write(
         predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
@@ -67,11 +69,12 @@ def _open_records(config: EvaluateConfig, predictor: Any) -> records.RecordSet:
 
 
 def _speed_if_done(folder: pathlib.Path, identity: dict[str, Any]) -> float | None:
-    """The images/s of an earlier evaluation of exactly this, or None if there is none."""
+    """The images/s of an earlier evaluation of exactly this, or None if there is no whole one."""
     try:
         earlier = json.loads((folder / 'metrics.json').read_bytes())
-        same = all(earlier[name] == value for name, value in identity.items())
-        return earlier['images_per_second'] if same and (folder / 'predictions.csv').is_file() else None
+        done = {**identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
+        same = all(earlier[name] == value for name, value in done.items())
+        return earlier['images_per_second'] if same else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

@@ -14,13 +14,13 @@ from typing import Any
 
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
-from boardrec.data import files
+from boardrec.data import convert, files
 from boardrec.training import run_dir
 
 
 def main(config: PredictConfig) -> None:
     """Writes a CSV file with a row an image: source, predicted, p_CLASS for each class, error (if it is no image)."""
-    sources = find_images(config.images)
+    sources, refused = find_images(config.images)
     output = pathlib.Path(config.output)
     if output.is_dir() or not output.absolute().parent.is_dir():
         raise UserError(f'--output={output}: must be a file in a folder that exists.')
@@ -34,7 +34,7 @@ def main(config: PredictConfig) -> None:
         writer = csv.writer(text, lineterminator='\n')
         writer.writerow(['source', 'predicted', *(f'p_{name}' for name in predictor.classes.names), 'error'])
         with progress.bar('predicting', total=len(sources), unit='images') as bar:
-            for row in _rows(sources, predictor, config.batch_size):
+            for row in _rows(sources, refused, predictor, config.batch_size):
                 writer.writerow(row)
                 failed += bool(row[-1])
                 bar.update(1)
@@ -42,19 +42,24 @@ def main(config: PredictConfig) -> None:
     progress.say(f'{output}: {len(sources) - failed:,} images classified, {failed:,} files could not be')
 
 
-def find_images(images: str) -> list[str]:
-    """The files that --images means, sorted. Raises UserError if there are none."""
+def find_images(images: str) -> tuple[list[str], dict[str, str]]:
+    """The paths that --images means, sorted, and of those that are no files why; links are followed, as in conversion.
+
+    Raises UserError if there are none.
+    """
     if os.path.isdir(images):
-        found = [os.path.join(folder, name) for folder, _, names in os.walk(images) for name in names]
+        regular, rejected = convert.walk(pathlib.Path(images))
+        found = [os.path.join(images, source) for source, _ in regular]
+        refused = {os.path.join(images, item.source): item.reason for item in rejected}
     else:
-        found = [images] if os.path.isfile(images) else glob.glob(images, recursive=True)
-    found = sorted(path for path in found if os.path.isfile(path))
+        found, refused = [images] if os.path.isfile(images) else glob.glob(images, recursive=True), {}
+        found = [path for path in found if os.path.isfile(path)]
     if not found:
         raise UserError(f'--images={images}: no file there; name a folder, an image or a quoted glob.')
-    return found
+    return sorted([*found, *refused]), refused
 
 
-def _rows(sources: list[str], predictor: Any, batch_size: int) -> Iterator[list[str]]:
+def _rows(sources: list[str], refused: dict[str, str], predictor: Any, batch_size: int) -> Iterator[list[str]]:
     """The rows of the output, in order; the next batch is read while one is computed."""
     import numpy as np
     import tensorflow as tf
@@ -69,6 +74,8 @@ def _rows(sources: list[str], predictor: Any, batch_size: int) -> Iterator[list[
 
     def load(source: str) -> tuple[str, Any, str]:
         """(source, pixels or None, error)."""
+        if source in refused:
+            return source, None, refused[source]
         try:
             return source, decode(tf.constant(images.normalise(pathlib.Path(source).read_bytes()))).numpy(), ''
         except images.Rejected as error:

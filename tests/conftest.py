@@ -2,14 +2,16 @@
 
 import concurrent.futures
 import contextlib
+import dataclasses
 import pathlib
+import shutil
 import types
 
 import numpy as np
 from PIL import Image
 import pytest
 
-from boardrec import progress
+from boardrec import cli, progress
 from boardrec.config import ConvertConfig, TrainConfig
 from boardrec.data import convert, records
 
@@ -121,3 +123,14 @@ def finished_run(train_config, record_set_path):
     config = train_config(epochs=5, precision='float32')
     fit.fit(config, records.open_record_set(record_set_path))
     return pathlib.Path(config.run_dir)
+
+
+@pytest.fixture
+def copied_run(finished_run, tmp_path):
+    """A copy of the finished run that a test may change."""
+    from boardrec.training import run_dir
+    path = tmp_path / 'run'
+    shutil.copytree(finished_run, path)
+    config = dataclasses.replace(run_dir.read_config(path), run_dir=str(path))
+    (path / 'run.flags').write_text(cli.to_flagfile(config))
+    return path

@@ -60,7 +60,11 @@ def test_it_learned(job):
     assert metrics['accuracy'] >= 0.9
     manifest = json.loads((job / 'records/manifest.json').read_text())
     assert metrics['records'] == manifest['splits']['test']['records']
-    assert metrics['records_fingerprint'] == manifest['fingerprint']
+    lineage = [metrics['records_fingerprint'],
+               json.loads((job / 'run/run.json').read_text())['records_fingerprint'],
+               json.loads((job / 'models/boardrec/1/metadata.json').read_text())['records_fingerprint']]
+    assert lineage == [manifest['fingerprint']] * 3
+    assert manifest['fingerprint'] in (job / 'run/report/index.html').read_text()
 
 
 def test_evaluation_prediction_and_export_agree(job):
@@ -148,5 +152,4 @@ def test_real_photographs_with_real_weights(demo_images, tmp_path):
     assert '160 training and 40 validation records' in train.stdout
     run('-m', 'boardrec.evaluate', f'--run_dir={tmp_path}/run')
     metrics = json.loads((tmp_path / 'run/evaluation/test/metrics.json').read_text())
-    print(metrics['accuracy'], metrics['auc'])
     assert metrics['records'] == 60 and metrics['accuracy'] >= 0.65 and metrics['auc'] >= 0.7

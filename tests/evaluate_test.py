@@ -78,6 +78,18 @@ def test_again_computes_nothing_anew(evaluated, monkeypatch, capsys):
     assert (evaluated / 'evaluation' / 'test' / 'metrics.json').read_bytes() == before
 
 
+@pytest.mark.parametrize('cut', [
+    lambda text: text[:text.rindex('\n', 0, -1) + 1], lambda text: text[:-9], lambda _: ''],
+    ids=['row', 'digits', 'all'])
+def test_a_damaged_file_of_predictions_is_written_anew(evaluated, tmp_path, cut):
+    shutil.copytree(evaluated, tmp_path / 'run')
+    path = tmp_path / 'run' / 'evaluation' / 'test' / 'predictions.csv'
+    before = path.read_text()
+    path.write_text(cut(before))
+    evaluate.main(EvaluateConfig(run_dir=str(tmp_path / 'run'), batch_size=5))
+    assert path.read_text() == before
+
+
 def test_moved_records_are_named(evaluated, record_set_path, tmp_path):
     run = tmp_path / 'run'
     shutil.copytree(evaluated, run)

@@ -1,6 +1,7 @@
 """Prediction on files: equal to evaluation, and a bad file is a row."""
 
 import csv
+import os
 import shutil
 
 import pytest
@@ -50,13 +51,22 @@ def test_only_bad_files(finished_run, tmp_path):
 
 
 def test_glob_and_single_file(source_images, tmp_path):
-    assert len(predict.find_images(str(source_images / 'negative' / '*.png'))) == 30
-    assert len(predict.find_images(str(source_images / '**' / '*.jpg'))) == 60
+    assert len(predict.find_images(str(source_images / 'negative' / '*.png'))[0]) == 30
+    assert len(predict.find_images(str(source_images / '**' / '*.jpg'))[0]) == 60
     one = str(min((source_images / 'negative').iterdir()))
-    assert predict.find_images(one) == [one]
+    assert predict.find_images(one) == ([one], {})
     odd = tmp_path / '[x].jpg'
     odd.touch()
-    assert predict.find_images(str(odd)) == [str(odd)]
+    assert predict.find_images(str(odd)) == ([str(odd)], {})
+
+
+def test_links_are_followed_and_what_is_no_file_is_a_row(source_images, tmp_path):
+    (tmp_path / 'linked').symlink_to(source_images / 'negative')
+    os.mkfifo(tmp_path / 'pipe')
+    (tmp_path / 'broken').symlink_to(tmp_path / 'gone')
+    found, refused = predict.find_images(str(tmp_path))
+    assert len(found) == 60 + 2
+    assert refused[str(tmp_path / 'pipe')] == 'not a regular file' and str(tmp_path / 'broken') in refused
 
 
 def test_what_cannot_be_used_is_refused_before_tensorflow_loads(tmp_path):

@@ -92,7 +92,7 @@ def convert(config: ConvertConfig) -> records.Manifest:
 def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     """Finds the files below config.input_dir and what split and class each belongs to, sorted by path."""
     root = pathlib.Path(config.input_dir)
-    regular, rejected = _walk(root)
+    regular, rejected = walk(root)
     if not regular:
         raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there.')
@@ -163,7 +163,7 @@ def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
         raise UserError(f'--output_dir={output} is a file: name a folder.')
 
 
-def _walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
+def walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
     """Every regular file below root as (relative path, bytes), through links, each folder once; and all that is not."""
     regular, rejected, seen = [], [], set()
 
@@ -238,14 +238,7 @@ def _split_of(source: str, config: ConvertConfig) -> str:
 
 def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tuple[list[Found], list[Rejection]]:
     path = pathlib.Path(config.labels_csv)
-    if not path.is_file():
-        raise UserError(f'--labels_csv={path}: there is no such file.')
-    with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
-        reader = csv.DictReader(file)
-        if not {'path', 'label'} <= set(reader.fieldnames or ()):
-            raise UserError(f'--labels_csv={path}: its first line must name the columns path,label[,split]; '
-                            f'it reads {",".join(reader.fieldnames or ())!r}.')
-        rows = [(number, row) for number, row in enumerate(reader, 2)]
+    rows = _read_labels_csv(path)
     sizes, found, rejected, listed = dict(regular), [], [], set()
     for number, row in rows:
         source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
@@ -259,9 +252,27 @@ def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tup
             found.append(Found(source, split or _split_of(source, config), label, sizes[source]))
         else:
             rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
+    if not found:
+        raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
+                        f'they must be relative to it, and the first is {rows[0][1]["path"] if rows else "missing"!r}.')
     own = os.path.relpath(path.resolve(), pathlib.Path(config.input_dir).resolve())
     rejected += [Rejection(source, 'not in labels_csv') for source in sizes if source not in listed and source != own]
     return sorted(found), rejected
+
+
+def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows with their line numbers."""
+    if not path.is_file():
+        raise UserError(f'--labels_csv={path}: there is no such file.')
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
+        reader = csv.DictReader(file)
+        try:
+            if not {'path', 'label'} <= set(reader.fieldnames or ()):
+                raise UserError(f'--labels_csv={path}: its first line must name the columns path,label[,split]; '
+                                f'it reads {",".join(reader.fieldnames or ())!r}.')
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise UserError(f'--labels_csv={path}, line {reader.line_num}: no CSV ({error}).') from None
 
 
 def _counts(found: list[Found]) -> dict[str, int]:
@@ -423,16 +434,21 @@ def _commit(output: pathlib.Path, built: list[BuiltShard], rejected: list[Reject
     splits = {}
     for split in SPLITS:
         shards = [item.shard for item in built if item.split == split]
-        if shards:
+        if any(shard.records for shard in shards):
             counts = Counter()
             for shard in shards:
                 counts.update(shard.class_counts)
             splits[split] = records.Split(sum(shard.records for shard in shards), len(shards), dict(counts))
-    lacking = [name for name in classes if not splits['train'].class_counts[name]]
+    trained = splits['train'].class_counts if 'train' in splits else {}
+    lacking = [name for name in classes if not trained.get(name)]
     rejected = sorted(rejected + [row for item in built for row in item.rejected])
     records.write_rejected(output, rejected)
     if lacking:
         raise UserError(f'every training image of class {lacking[0]!r} was rejected: see {output / records.REJECTED}.')
+    for item in built:
+        if item.split not in splits:  # all of it was rejected; TFDS reads no empty split
+            (output / item.shard.file).unlink()
+    built = [item for item in built if item.split in splits]
     index_sha256 = records.write_index(output, _rows(built))
     manifest = records.Manifest(classes, 'keep', None, splits, [item.shard for item in built], index_sha256)
     executor.submit(records.write_tfds_metadata, output, manifest).result()  # a worker, because TFDS imports TensorFlow

@@ -1,8 +1,8 @@
 """Files that are there whole or not at all, their sums, and the project's cache folder. Standard library only.
 
-What is written lies under a temporary name (`.tmp-NAME-PID`, in the same folder, hence on the same file system) until
-it is on disk, and takes its name in one rename; so a reader never sees a half, also after a power cut. Whoever lists
-a folder passes over names that begin with '.tmp-': they are left by a process that was killed.
+What is written lies under a temporary name (`.tmp-NAME-HOST-PID`, in the same folder, hence on the same file system)
+until it is on disk, and takes its name in one rename; so a reader never sees a half, also after a power cut. Whoever
+lists a folder passes over names that begin with '.tmp-': they are left by a process that was killed.
 """
 
 from collections.abc import Iterator
@@ -12,6 +12,7 @@ import hashlib
 import os
 import pathlib
 import shutil
+import socket
 from typing import BinaryIO
 
 TEMPORARY_PREFIX = '.tmp-'
@@ -27,12 +28,13 @@ def cache_dir() -> pathlib.Path:
 def temporary_name(path: os.PathLike | str) -> pathlib.Path:
     """The name in the same folder that this process writes `path` under; one writer of a path in a process."""
     path = pathlib.Path(os.path.abspath(path))
-    return path.with_name(f'{TEMPORARY_PREFIX}{path.name}-{os.getpid()}')
+    return path.with_name(f'{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-{os.getpid()}')
 
 
 @contextlib.contextmanager
 def atomic_write(path: os.PathLike | str) -> Iterator[BinaryIO]:
     """Yields a binary file that becomes `path` when the block ends; after an exception `path` is as it was."""
+    remove_leftovers(path)
     temporary = temporary_name(path)
     try:
         with naming(path), open(temporary, 'wb') as file:
@@ -74,14 +76,19 @@ def commit_folder(temporary: os.PathLike | str, path: os.PathLike | str) -> None
         _fsync(folder)
     if os.path.lexists(path):  # rename would replace an empty folder without a word
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError as error:  # somebody was faster, between the look and the rename
+        if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST):
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
+        raise
     _fsync(_parent(path))
 
 
 def remove_leftovers(path: os.PathLike | str) -> None:
     """Removes what killed writers of `path` left; the temporaries of other processes that are alive here stay."""
     path = pathlib.Path(os.path.abspath(path))
-    prefix = f'{TEMPORARY_PREFIX}{path.name}-'
+    prefix = f'{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-'
     for entry in path.parent.iterdir() if path.parent.is_dir() else ():
         pid = entry.name.removeprefix(prefix)
         if not entry.name.startswith(prefix) or not pid.isdecimal() or _is_other_process(int(pid)):

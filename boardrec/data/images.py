@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import tensorflow as tf
 
+DECODE_VERSION = 1  # raise it with every change of what `decode` returns: cached features depend on it
 MAX_PIXELS = 100_000_000  # 300 MB once decoded; a 31 KB PNG can claim more
 BACKGROUND = (255, 255, 255)  # under transparent pixels: product photographs are cut out to stand on white
 

@@ -40,6 +40,8 @@ def publish(export_dir: pathlib.Path, metadata: dict[str, Any], write: Callable[
     """
     if export_dir.exists() and not export_dir.is_dir():
         raise UserError(f'--export_dir={export_dir} is a file: name a folder.')
+    if set(str(export_dir.absolute())) & set('[]*?'):
+        raise UserError(f'--export_dir={export_dir}: TensorFlow loads no model from a path with one of []*? in it.')
     export_dir.mkdir(parents=True, exist_ok=True)
     with files.temporary_folder(export_dir / 'version') as temporary:
         write(temporary)

@@ -56,7 +56,7 @@ def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)  # Keras only warns of layers that it leaves as they were
             network = BACKBONES[name].build(include_top=False, weights=source)
-    except (ValueError, OSError, KeyError, UserWarning) as error:
+    except Exception as error:  # get_file raises a bare one, zipfile and h5py their own
         if weights == 'imagenet' and source == 'imagenet':
             raise UserError(f'--weights=imagenet: Keras could not download the {name} weights: run '
                             'tools/fetch_weights.py, or name a file, or start from --weights=none.') from None

@@ -58,6 +58,8 @@ def restore(folder: pathlib.Path, variables: Sequence[keras.Variable]) -> RunSta
         raise UserError(f'{path} is damaged: remove the run folder and train again.') from None
     if kinds != _kinds(variables):
         raise UserError(f'{path} is the state of another model: name another --run_dir.')
+    if values['best_weights'] and not (folder / values['best_weights']).is_file():
+        raise UserError(f'{folder / values["best_weights"]} is missing: name another --run_dir and train again.')
     for variable, array in zip(variables, arrays, strict=True):
         variable.assign(array)
     values['watch'], values['history'] = Watch(**values['watch']), tuple(values['history'])

@@ -21,7 +21,7 @@ def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strat
     Raises UserError for a GPU that is not there.
     """
     gpus = tf.config.list_physical_devices('GPU')
-    if config.gpus:
+    if config.gpus and training:  # inference may be on another machine
         numbers = [int(number) for number in config.gpus.split(',')]
         if max(numbers) >= len(gpus):
             raise UserError(f'--gpus={config.gpus}: this machine shows {len(gpus)} GPUs, numbered from 0.')

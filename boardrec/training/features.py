@@ -21,7 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from boardrec import progress
-from boardrec.data import files, input_pipeline, order, records
+from boardrec.data import files, images, input_pipeline, order, records
 from boardrec.data.input_pipeline import Batch
 from boardrec.training.model import Classifier
 
@@ -72,6 +72,7 @@ def cache_key(record_set: records.RecordSet, cut: Cut, *, precision: str) -> dic
     return {
         'records': record_set.manifest.fingerprint, 'weights': digest.hexdigest(), 'boundary': cut.boundary,
         'image_size': list(cut.trunk.input_shape[1:3]), 'precision': precision, 'device': _device_kind(),
+        'decode_version': images.DECODE_VERSION,
         'tensorflow': tf.__version__, 'keras': keras.__version__,
     }
 
@@ -82,18 +83,38 @@ def bytes_needed(cut: Cut, record_set: records.RecordSet, splits: tuple[str, ...
     return row * sum(len(record_set.split_range(split)) for split in splits)
 
 
-def lacking_bytes(folder: pathlib.Path, needed: int) -> int:
-    """How many bytes the file system of `folder` lacks; 0 if they fit."""
+def reason_against(folder: pathlib.Path, needed: int) -> str | None:
+    """Why a cache of so many bytes cannot be built below `folder`, or None if it can."""
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
-    return max(0, needed + _HEADROOM_BYTES - shutil.disk_usage(existing).free)
+    if not os.access(existing, os.W_OK) or not existing.is_dir():
+        return f'{folder} cannot be written'
+    lacking = needed + _HEADROOM_BYTES - shutil.disk_usage(existing).free
+    if lacking > 0:
+        return f'{folder} lacks {lacking / 2**20:,.0f} MiB of the {needed / 2**20:,.0f} MiB needed and 1 GiB to spare'
+    return None
+
+
+def is_complete(folder: pathlib.Path, record_set: records.RecordSet, cut: Cut, *, key: dict[str, object],
+                splits: tuple[str, ...]) -> bool:
+    """Whether the cache for `key` is below `folder`, each file with its size and sum."""
+    cache = _locate(folder, cut, key)
+    try:
+        manifest = json.loads((cache.folder / _MANIFEST).read_bytes())
+        sums = manifest['splits']
+        return manifest['key'] == key and all(
+            sums[split]['records'] == len(record_set.split_range(split))
+            and sums[split]['bytes'] == os.path.getsize(cache.folder / f'{split}.bin')
+            and sums[split]['sha256'] == files.sha256_of(cache.folder / f'{split}.bin') for split in splits)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def open_or_build(folder: pathlib.Path, record_set: records.RecordSet, cut: Cut, *, key: dict[str, object],
                   splits: tuple[str, ...], run: Callable[[Batch], tf.Tensor]) -> Cache:
     """Opens the cache for `key` below `folder`, or builds it with `run`, which is the compiled trunk."""
-    place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    cache = Cache(place, tuple(cut.trunk.output_shape[1:]), tf.as_dtype(cut.trunk.output.dtype))
-    if _is_complete(cache, key, record_set, splits):
+    cache = _locate(folder, cut, key)
+    place = cache.folder
+    if is_complete(folder, record_set, cut, key=key, splits=splits):
         progress.say(f'features of {cut.boundary}: taken from {place}')
         return cache
     place.mkdir(parents=True, exist_ok=True)
@@ -168,15 +189,9 @@ def _write_manifest(cache: Cache, *, key: dict[str, object], sums: dict[str, obj
         file.write(text.encode())
 
 
-def _is_complete(cache: Cache, key: dict[str, object], record_set: records.RecordSet, splits: tuple[str, ...]) -> bool:
-    try:
-        manifest = json.loads((cache.folder / _MANIFEST).read_bytes())
-        sums = manifest['splits']
-        return manifest['key'] == key and all(
-            sums[split]['records'] == len(record_set.split_range(split))
-            and sums[split]['bytes'] == os.path.getsize(cache.folder / f'{split}.bin') for split in splits)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+def _locate(folder: pathlib.Path, cut: Cut, key: dict[str, object]) -> Cache:
+    place = folder / hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    return Cache(place, tuple(cut.trunk.output_shape[1:]), tf.as_dtype(cut.trunk.output.dtype))
 
 
 def _device_kind() -> str:

@@ -72,6 +72,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
         checkpoint.require_space(run.path, classifier.model)
     if state.epoch:
         progress.say(f'continuing after epoch {state.epoch}')
+        run_dir.write_history(run, list(state.history))  # its last row was lost if the kill came just before it
     writer = tf.summary.create_file_writer(str(run.tensorboard))
     while state.epoch < config.epochs and not optim.should_stop(state.watch, config):
         row = _train_epoch(config, state, feed, optimizer, step=train_step, strategy=strategy)
@@ -99,7 +100,7 @@ def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfi
         strategy='mirrored' if strategy else 'one',
         positive_class='' if classes.positive is None else classes.names[classes.positive],
         records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
-        feature_cache_dir=os.path.abspath(cache),
+        feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights))
 
 
@@ -155,16 +156,16 @@ def _choose_feed(config: TrainConfig, record_set: records.RecordSet, classifier:
 def _reason_against_cache(config: TrainConfig, record_set: records.RecordSet, cut: features.Cut | None) -> str | None:
     if config.feature_cache == 'off':
         return '--feature_cache=off'
+    folder = pathlib.Path(config.feature_cache_dir)
     if cut is None:
         reason = f'no layer is frozen with --trainable_layers={config.trainable_layers}'
     else:
-        needed = features.bytes_needed(cut, record_set, _SPLITS)
-        lacking = features.lacking_bytes(pathlib.Path(config.feature_cache_dir), needed)
-        if not lacking:
+        key = features.cache_key(record_set, cut, precision=config.precision)
+        if features.is_complete(folder, record_set, cut, key=key, splits=_SPLITS):
             return None
-        reason = f'{config.feature_cache_dir} lacks {lacking / 2**20:,.0f} MiB of the {needed / 2**20:,.0f} MiB needed'
-    if config.feature_cache == 'on':
-        raise UserError(f'--feature_cache=on: {reason}; take --feature_cache=auto, or another --feature_cache_dir.')
+        reason = features.reason_against(folder, features.bytes_needed(cut, record_set, _SPLITS))
+    if reason and config.feature_cache == 'on':
+        raise UserError(f'--feature_cache=on: {reason}; take --feature_cache=off, or another --feature_cache_dir.')
     return reason
 
 

@@ -100,7 +100,8 @@ def find(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> TrainConfig
     if differences:
         raise UserError(f'--run_dir={run.path} was begun with other settings: {"; ".join(differences)}. '
                         'Name another folder for a new run, or repeat the settings to continue.')
-    return dataclasses.replace(earlier, **{name: getattr(config, name) for name in _FREE})
+    free = {name: getattr(config, name) for name in _FREE}
+    return dataclasses.replace(earlier, **{name: value for name, value in free.items() if value != 'auto'})
 
 
 def require_equal(run: RunDir, facts: dict[str, Any]) -> None:
@@ -151,7 +152,7 @@ def require_finished(path: str | pathlib.Path) -> tuple[RunDir, TrainConfig, dic
     run = RunDir(pathlib.Path(path))
     if not facts.get('finished'):
         raise UserError(f'--run_dir={path}: training is not finished; continue it with '
-                        f'python -m boardrec.train --flagfile={run.flags}')
+                        f'python -m boardrec.train --flagfile={run.flags} --run_dir={path}')
     if not run.weights.is_file() or files.sha256_of(run.weights) != facts['weights_sha256']:
         raise UserError(f'{run.weights} is missing or was changed since training; train again into another folder.')
     return run, config, facts

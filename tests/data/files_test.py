@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import pathlib
+import socket
 import subprocess
 import sys
 
@@ -68,8 +69,9 @@ def test_a_failed_rename_leaves_no_temporary_file(tmp_path):
 
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
-def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path):
+def test_a_full_disk_is_told_with_the_name_of_the_file(tmp_path, monkeypatch):
     path = tmp_path / 'a.txt'
+    monkeypatch.setattr(files, 'remove_leftovers', lambda _: None)
     os.symlink('/dev/full', files.temporary_name(path))
     with pytest.raises(OSError) as caught, files.atomic_write(path) as file:
         file.write(b'new')
@@ -151,10 +153,12 @@ def test_temporary_folder_is_removed_unless_renamed(tmp_path):
 def test_leftovers_of_the_dead_go_and_temporaries_of_the_living_stay(tmp_path):
     dead = subprocess.Popen([sys.executable, '-c', ''])
     dead.wait()
+    host = socket.gethostname()
     for pid in (dead.pid, os.getpid()):
-        (tmp_path / f'.tmp-out-{pid}').mkdir()
-    (tmp_path / f'.tmp-out-{dead.pid}' / 'a').write_text('a')
-    kept = {f'.tmp-out-{os.getppid()}', f'.tmp-other-{dead.pid}', f'.tmp-out-2-{dead.pid}', 'out', '.tmp-out-x'}
+        (tmp_path / f'.tmp-out-{host}-{pid}').mkdir()
+    (tmp_path / f'.tmp-out-{host}-{dead.pid}' / 'a').write_text('a')
+    kept = {f'.tmp-out-{host}-{os.getppid()}', f'.tmp-other-{host}-{dead.pid}', f'.tmp-out-2-{host}-{dead.pid}', 'out',
+            f'.tmp-out-{host}-x', f'.tmp-out-elsewhere-{dead.pid}'}
     for name in kept:
         (tmp_path / name).write_text('a')
     files.remove_leftovers(tmp_path / 'out')
@@ -163,9 +167,9 @@ def test_leftovers_of_the_dead_go_and_temporaries_of_the_living_stay(tmp_path):
 
 
 def test_a_temporary_name_lies_beside_the_path_and_tells_it_and_the_process(tmp_path, monkeypatch):
-    assert files.temporary_name(tmp_path / 'out') == tmp_path / f'.tmp-out-{os.getpid()}'
+    assert files.temporary_name(tmp_path / 'out') == tmp_path / f'.tmp-out-{socket.gethostname()}-{os.getpid()}'
     monkeypatch.chdir(tmp_path)
-    assert files.temporary_name('.') == tmp_path.parent / f'.tmp-{tmp_path.name}-{os.getpid()}'
+    assert files.temporary_name('.') == tmp_path.parent / f'.tmp-{tmp_path.name}-{socket.gethostname()}-{os.getpid()}'
 
 
 def test_sha256_of_a_file(tmp_path):

@@ -1,12 +1,15 @@
 """The exported signature, called as TF Serving calls it: in a TF1 session, good and bad images in one batch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from boardrec import cli
 from boardrec.data import images
 from boardrec.serving import signatures
-from boardrec.training import inference
+from boardrec.training import inference, run_dir
 
 
 @pytest.fixture(scope='module')
@@ -102,6 +105,15 @@ def test_the_self_test_passes_and_can_fail(saved, predictor):
             signatures.self_test(predictor, saved)
     finally:
         kernel.assign(before)
+
+
+def test_bfloat16_runs_export_too(copied_run, tmp_path):
+    config = dataclasses.replace(run_dir.read_config(copied_run), inference_precision='bfloat16')
+    (copied_run / 'run.flags').write_text(cli.to_flagfile(config))
+    predictor = inference.load(copied_run)
+    (tmp_path / 'saved').mkdir()
+    signatures.save(predictor, tmp_path / 'saved')
+    signatures.self_test(predictor, tmp_path / 'saved')
 
 
 def test_outputs_have_the_batch_first_and_names_that_rest_can_carry(saved):

@@ -25,6 +25,9 @@ def test_round_trip(tmp_path):
     state = RunState(3, Watch(0.5, 2, 1), 'best-epoch-002.weights.h5', ({'epoch': 1, 'loss': 0.1}, {'epoch': 2}))
     saved, others = variables(1), variables(2)
     checkpoint.commit(tmp_path, state, saved)
+    with pytest.raises(UserError, match=r'best-epoch-002\.weights\.h5 is missing'):
+        checkpoint.restore(tmp_path, others)
+    (tmp_path / 'best-epoch-002.weights.h5').touch()
     assert checkpoint.restore(tmp_path, others) == state
     for a, b in zip(saved, others, strict=True):
         assert a.dtype == b.dtype

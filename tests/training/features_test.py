@@ -77,13 +77,17 @@ def test_a_complete_cache_is_read_and_not_computed(record_set, tmp_path):
     assert not calls
 
 
-@pytest.mark.parametrize('damage', ['cut file', 'no file', 'no manifest', 'half a manifest'])
+@pytest.mark.parametrize('damage', ['cut file', 'flipped bit', 'no file', 'no manifest', 'half a manifest'])
 def test_a_damaged_cache_is_computed_again(record_set, tmp_path, damage):
     cut, calls = features.find_cut(build()), []
     cache = open_cache(tmp_path, record_set, cut)
     file = cache.folder / 'train.bin'
     if damage == 'cut file':
         file.write_bytes(file.read_bytes()[:-1])
+    elif damage == 'flipped bit':
+        data = bytearray(file.read_bytes())
+        data[1000] ^= 1
+        file.write_bytes(data)
     elif damage == 'no file':
         file.unlink()
     elif damage == 'no manifest':
@@ -115,7 +119,9 @@ def test_size_and_free_space(record_set, tmp_path, monkeypatch):
     cache = open_cache(tmp_path, record_set, cut)
     assert sum(path.stat().st_size for path in cache.folder.glob('*.bin')) == needed
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr('shutil.disk_usage', lambda _: usage._replace(free=needed - 100 + (1 << 30)))
-    assert features.lacking_bytes(tmp_path / 'not' / 'there', needed) == 100
+    monkeypatch.setattr('shutil.disk_usage', lambda _: usage._replace(free=needed - (5 << 20) + (1 << 30)))
+    assert ' lacks 5 MiB of the ' in features.reason_against(tmp_path / 'not' / 'there', needed)
     monkeypatch.setattr('shutil.disk_usage', lambda _: usage._replace(free=needed + (1 << 30)))
-    assert features.lacking_bytes(tmp_path, needed) == 0
+    assert features.reason_against(tmp_path, needed) is None
+    monkeypatch.setattr('os.access', lambda *_: False)
+    assert 'cannot be written' in features.reason_against(tmp_path, needed)

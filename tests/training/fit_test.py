@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import pathlib
-import shutil
 import subprocess
 import sys
 import warnings
@@ -107,7 +106,8 @@ fit.fit(config, records.open_record_set(config.records))
 
 def test_two_devices_give_the_losses_of_one(train_config, tmp_path):
     one = train_config(precision='float32', dropout=0.0, optimizer='sgd', learning_rate=0.01, batch_size=20)
-    two = dataclasses.replace(one, run_dir=str(tmp_path / 'two'), strategy='mirrored', accumulate_steps=2)
+    two = dataclasses.replace(one, run_dir=str(tmp_path / 'two'), strategy='mirrored', accumulate_steps=2,
+                              feature_cache='off')
     two_flags = cli.to_flagfile(two).splitlines()
     run = subprocess.run([sys.executable, '-c', _TWO_DEVICES, *two_flags], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
@@ -145,10 +145,12 @@ def test_reasons_against_a_cache(train_config, record_set, monkeypatch):
     cut = features.find_cut(model.build(config, model.Classes(['a', 'b'], 1), 'float32'))
     assert fit._reason_against_cache(config, record_set, cut) is None
     assert fit._reason_against_cache(train_config(feature_cache='off'), record_set, cut) == '--feature_cache=off'
-    monkeypatch.setattr(features, 'lacking_bytes', lambda *_: 5 << 20)
-    assert ' lacks 5 MiB of the ' in fit._reason_against_cache(config, record_set, cut)
-    with pytest.raises(UserError, match='--feature_cache=on: .* lacks 5 MiB'):
+    monkeypatch.setattr(features, 'reason_against', lambda *_: 'no room')
+    assert fit._reason_against_cache(config, record_set, cut) == 'no room'
+    with pytest.raises(UserError, match='--feature_cache=on: no room'):
         fit._reason_against_cache(train_config(feature_cache='on'), record_set, cut)
+    monkeypatch.setattr(features, 'is_complete', lambda *_, **__: True)  # what is there already needs no room
+    assert fit._reason_against_cache(config, record_set, cut) is None
 
 
 def test_a_missing_split_names_the_way_out(image_folder, convert_here, train_config, tmp_path):
@@ -168,24 +170,21 @@ def test_a_loss_that_is_not_finite_is_told(train_config):
         train(config)
 
 
-@pytest.fixture
-def copied_run(finished_run, tmp_path):
-    """A copy of the finished run, marked unfinished, and its settings."""
-    shutil.copytree(finished_run, tmp_path / 'run')
-    run = RunDir(tmp_path / 'run')
-    run_dir.write_facts(run, {**run_dir.read_facts(run.path), 'finished': False})
-    return run, dataclasses.replace(run_dir.read_config(run.path), run_dir=str(run.path))
+def unfinished(path):
+    """Marks a run unfinished and returns its settings."""
+    run_dir.write_facts(RunDir(path), {**run_dir.read_facts(path), 'finished': False})
+    return run_dir.read_config(path)
 
 
 def test_other_records_are_refused(copied_run, image_folder, convert_here, tmp_path):
-    _, config = copied_run
+    config = run_dir.read_config(copied_run)
     convert_here(image_folder({'negative': 30, 'positive': 30}, seed=9), tmp_path / 'records')
     with pytest.raises(UserError, match='was begun with other records'):
         train(dataclasses.replace(config, records=str(tmp_path / 'records')))
 
 
 def test_other_starting_weights_are_refused(copied_run, monkeypatch):
-    _, config = copied_run
+    config = unfinished(copied_run)
 
     def others(name, weights, layers):
         layers[0].set_weights([np.ones_like(values) for values in layers[0].get_weights()])
@@ -196,9 +195,10 @@ def test_other_starting_weights_are_refused(copied_run, monkeypatch):
 
 
 def test_a_run_killed_before_its_last_lines_is_finished_again(copied_run, finished_run):
-    run, config = copied_run
-    for path in (run.weights, run.model, run.architecture):
+    run, config = RunDir(copied_run), unfinished(copied_run)
+    for path in (run.weights, run.model, run.architecture, run.history):
         path.unlink()
     train(config)
     assert run_dir.read_facts(run.path) == run_dir.read_facts(finished_run)
-    assert files.sha256_of(run.weights) == files.sha256_of(RunDir(finished_run).weights)
+    for name in ('weights', 'history'):
+        assert files.sha256_of(getattr(run, name)) == files.sha256_of(getattr(RunDir(finished_run), name))
