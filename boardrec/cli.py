@@ -56,7 +56,7 @@ def parse(config_class: type[Config], args: Sequence[str]) -> Config:
     except UnicodeDecodeError:
         raise UserError(f'{[arg for arg in args if arg.startswith("--flagfile")][-1]}: is no UTF-8 text.') from None
     except flags.Error as error:
-        raise UserError(f'{_tidy(str(error))} (--help lists the flags)') from None
+        raise UserError(f'{_tidy(config_class, str(error))} (--help lists the flags)') from None
     if rest:
         raise UserError(
             f'{rest[0]!r} is not a flag: write --name=value, quote a glob, and in a flag file begin each '
@@ -118,8 +118,17 @@ def _flag_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _tidy(message: str) -> str:
-    return message.removeprefix('ERROR:: ').strip().rstrip('.') + '.'
+_KINDS = {str: 'text', int: 'a whole number', float: 'a number', bool: 'true or false'}
+
+
+def _tidy(config_class: type, message: str) -> str:
+    """absl's message without its marks and without Python's words for a value of the wrong kind."""
+    for field in dataclasses.fields(config_class):
+        if message.startswith(f'flag --{field.name}='):
+            value = message.removeprefix(f'flag --{field.name}=').partition(': ')[0]
+            return f'--{field.name}={value}: must be {_KINDS[field.type]}.'
+    message = message.removeprefix('ERROR:: ').strip().replace(' ?', '?').rstrip('.')
+    return message if message.endswith('?') else f'{message}.'
 
 
 def _sentence(error: OSError) -> str:

@@ -94,7 +94,7 @@ class TrainConfig:
     accumulate_steps: int = setting('parts that a batch is computed in, one after the other, to save memory', 1)
     epochs: int = setting('passes over the training records', 10)
     optimizer: str = setting('update rule', 'adamw', ('adam', 'adamw', 'sgd'))
-    learning_rate: float = setting('learning rate at the start', 2e-4)
+    learning_rate: float = setting('learning rate at the start', 1e-4)
     weight_decay: float = setting('decoupled weight decay (adamw)', 0.004)
     momentum: float = setting('momentum (sgd)', 0.9)
     schedule: str = setting('learning rate over the run', 'cosine', ('constant', 'cosine', 'plateau'))

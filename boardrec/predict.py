@@ -17,13 +17,15 @@ from boardrec.config import PredictConfig, UserError
 from boardrec.data import convert, files
 from boardrec.training import run_dir
 
+_FIRST_COLUMNS = b'source,predicted,'
+
 
 def main(config: PredictConfig) -> None:
     """Writes a CSV file with a row an image: source, predicted, p_CLASS for each class, error (if it is no image)."""
     sources, refused = find_images(config.images)
     output = pathlib.Path(config.output)
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UserError(f'--output={output}: must be a file in a folder that exists.')
+    _check_output(output)
+    sources = [source for source in sources if os.path.abspath(source) != os.path.abspath(output)]
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     from boardrec.training import inference
@@ -40,6 +42,18 @@ def main(config: PredictConfig) -> None:
                 bar.update(1)
         text.detach()  # flushes, and leaves the file to atomic_write
     progress.say(f'{output}: {len(sources) - failed:,} images classified, {failed:,} files could not be')
+
+
+def _check_output(output: pathlib.Path) -> None:
+    """Raises UserError for an output that would replace anything but earlier predictions: a photograph, say."""
+    if output.is_dir() or not output.absolute().parent.is_dir():
+        raise UserError(f'--output={output}: must be a file in a folder that exists.')
+    if not output.exists():
+        return
+    with open(output, 'rb') as file:
+        ours = file.read(len(_FIRST_COLUMNS)) == _FIRST_COLUMNS
+    if not ours:
+        raise UserError(f'--output={output} is there and holds something else than predictions: name another file.')
 
 
 def find_images(images: str) -> tuple[list[str], dict[str, str]]:

@@ -109,7 +109,8 @@ def train_config(record_set_path, tmp_path_factory):
     def make(**settings):
         folder = tmp_path_factory.mktemp('run')
         defaults = {'records': str(record_set_path), 'run_dir': str(folder / 'run'), 'weights': 'none',
-                    'image_size': '32', 'epochs': 2, 'batch_size': 16, 'schedule': 'constant', 'dropout': 0.1,
+                    'image_size': '32', 'epochs': 2, 'learning_rate': 2e-4, 'batch_size': 16,
+                    'schedule': 'constant', 'dropout': 0.1,
                     'feature_cache_dir': str(folder / 'feature_cache')}
         return TrainConfig(**{**defaults, **settings})
 

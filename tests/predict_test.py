@@ -77,3 +77,15 @@ def test_what_cannot_be_used_is_refused_before_tensorflow_loads(tmp_path):
     for output in (tmp_path, tmp_path / 'no' / 'out.csv'):
         with pytest.raises(UserError, match='must be a file in a folder that exists'):
             predict.main(PredictConfig(run_dir='R', images=str(tmp_path), output=str(output)))
+
+
+def test_nothing_but_predictions_is_overwritten(tmp_path):
+    photo, other = tmp_path / 'a.jpg', tmp_path / 'model.keras'
+    for path in (photo, other):
+        path.write_bytes(b'precious')
+        with pytest.raises(UserError, match='holds something else than predictions: name another file'):
+            predict.main(PredictConfig(run_dir='R', images=str(photo), output=str(path)))
+        assert path.read_bytes() == b'precious'
+    (tmp_path / 'old.csv').write_bytes(b'source,predicted,p_a,p_b,error')
+    with pytest.raises(UserError, match='--run_dir=R: there is no run in it'):  # the next thing that is checked
+        predict.main(PredictConfig(run_dir='R', images=str(photo), output=str(tmp_path / 'old.csv')))

@@ -25,6 +25,7 @@ from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import files, records
 
 _POLL_SECONDS = 0.2
+_CLASSES_SHOWN = 10
 
 
 class Found(NamedTuple):
@@ -72,8 +73,7 @@ def convert(config: ConvertConfig) -> records.Manifest:
     found, rejected = scan(config)
     classes = sorted({item.label for item in found})
     _check_classes(found, classes, root)
-    progress.say(f'{root}: {len(found):,} files in {len(classes)} classes; '
-                 + ', '.join(f'{split} {count:,}' for split, count in _counts(found).items()))
+    _describe(root, found, rejected, classes)
     plans = plan(found, config.shard_mib << 20)
     earlier = _existing(config, output)
     if earlier and _is_up_to_date(output, root, plans, rejected):
@@ -154,7 +154,7 @@ def _hash(salt: str, source: str) -> int:
 
 def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
     if not root.is_dir():
-        raise UserError(f'--input_dir={root}: there is no such folder.')
+        raise UserError(f'--input_dir={root}: {"is no folder" if root.exists() else "there is no such folder"}.')
     if root.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f'--output_dir={output} lies within --input_dir={root}: name a folder outside of it.')
     if any('\udc80' <= letter <= '\udcff' for letter in str(output)):
@@ -263,7 +263,7 @@ def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tup
 def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
     """The rows with their line numbers."""
     if not path.is_file():
-        raise UserError(f'--labels_csv={path}: there is no such file.')
+        raise UserError(f'--labels_csv={path}: {"is a folder" if path.is_dir() else "there is no such file"}.')
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
         reader = csv.DictReader(file)
         try:
@@ -275,9 +275,18 @@ def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
             raise UserError(f'--labels_csv={path}, line {reader.line_num}: no CSV ({error}).') from None
 
 
-def _counts(found: list[Found]) -> dict[str, int]:
-    counts = Counter(item.split for item in found)
-    return {split: counts[split] for split in SPLITS}
+def _describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str]) -> None:
+    """Says what was found, and what of it looks like a slip."""
+    of_class, of_split = Counter(item.label for item in found), Counter(item.split for item in found)
+    shown = [f'{name} {of_class[name]:,}' for name in classes[:_CLASSES_SHOWN]]
+    shown += ['...'] * (len(classes) > _CLASSES_SHOWN)
+    progress.say(f'{root}: {len(found) + len(rejected):,} files, {len(found):,} of them in {len(classes)} classes '
+                 f'({", ".join(shown)}); ' + ', '.join(f'{split} {of_split[split]:,}' for split in SPLITS))
+    there = {(item.split, item.label) for item in found}
+    for split in SPLITS:
+        lacking = [name for name in classes if of_split[split] and (split, name) not in there]
+        if lacking:
+            progress.say(f'note: no image of class {lacking[0]!r} in the {split} split')
 
 
 def _check_classes(found: list[Found], classes: list[str], root: pathlib.Path) -> None:
@@ -457,8 +466,8 @@ def _commit(output: pathlib.Path, built: list[BuiltShard], rejected: list[Reject
     progress.say(f'{output}: {made:,} records in {len(built)} shards, '
                  f'{sum(item.shard.bytes for item in built) / 2**20:,.1f} MiB')
     if rejected:
-        progress.say(f'{len(rejected):,} files were rejected, the first {rejected[0].source} ({rejected[0].reason}): '
-                     f'{output / records.REJECTED}')
+        progress.say(f'{len(rejected):,} files became no record, the first {rejected[0].source} '
+                     f'({rejected[0].reason}): {output / records.REJECTED}')
     return manifest
 
 

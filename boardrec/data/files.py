@@ -101,11 +101,12 @@ def remove_leftovers(path: os.PathLike | str) -> None:
 
 @contextlib.contextmanager
 def naming(path: os.PathLike | str) -> Iterator[None]:
-    """Puts the name `path` on a disk error inside: those of write and fsync carry none, and the user is told one."""
+    """Puts the name `path` on a disk error inside: those of write and fsync carry none, others a temporary one."""
     try:
         yield
     except OSError as error:
-        if error.filename is None and error.errno in _DISK_ERRNOS:
+        temporary = os.path.basename(os.fsdecode(error.filename or '')).startswith(TEMPORARY_PREFIX)
+        if temporary or (error.filename is None and error.errno in _DISK_ERRNOS):
             error.filename = os.fspath(path)
         raise
 

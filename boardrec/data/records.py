@@ -169,6 +169,8 @@ def open_record_set(folder: str | os.PathLike) -> RecordSet:
 def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads RECORDS/manifest.json. Raises UserError if it is missing, damaged, or of another format version."""
     path = folder / MANIFEST
+    if not folder.is_dir():
+        raise UserError(f'{folder}: there is no such folder of records.')
     if not path.is_file():
         raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; make one with '
                         'tools/make_records.py.')

@@ -36,10 +36,15 @@ def publish(export_dir: pathlib.Path, metadata: dict[str, Any], write: Callable[
     """Lets `write` fill a folder, adds the metadata, and makes it the next version; returns its folder.
 
     Never replaces a version: of two publishers at once, the later takes the number after. Raises UserError if
-    export_dir is a file.
+    export_dir is a file or holds something else.
     """
     if export_dir.exists() and not export_dir.is_dir():
         raise UserError(f'--export_dir={export_dir} is a file: name a folder.')
+    foreign = [path.name for path in export_dir.iterdir()
+               if not path.name.startswith(files.TEMPORARY_PREFIX)] if export_dir.is_dir() else []
+    if foreign and not versions(export_dir):
+        raise UserError(f'--export_dir={export_dir} holds {min(foreign)} and no version of a model: '
+                        'name another folder.')
     if set(str(export_dir.absolute())) & set('[]*?'):
         raise UserError(f'--export_dir={export_dir}: TensorFlow loads no model from a path with one of []*? in it.')
     export_dir.mkdir(parents=True, exist_ok=True)

@@ -60,6 +60,8 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     if earlier:
         run_dir.require_equal(run, facts)  # the weights file may have changed
     _describe(config, record_set, classifier, strategy)
+    run_dir.require_writable(run)  # now, and not after the feature pass
+    checkpoint.require_space(run.path, classifier.model)
     config, feed = _choose_feed(config, record_set, classifier, strategy)
     run_dir.create(run, config, facts)
 
@@ -68,8 +70,6 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     eval_step = steps.make_eval_step(feed.network, classes, strategy=strategy)
     variables = [*model.changing_variables(classifier), *optimizer.variables]
     state = checkpoint.restore(run.checkpoints, variables)
-    if state.epoch < config.epochs:
-        checkpoint.require_space(run.path, classifier.model)
     if state.epoch:
         progress.say(f'continuing after epoch {state.epoch}')
         run_dir.write_history(run, list(state.history))  # its last row was lost if the kill came just before it

@@ -13,8 +13,10 @@
 
 import csv
 import dataclasses
+import errno
 import io
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -112,11 +114,17 @@ def require_equal(run: RunDir, facts: dict[str, Any]) -> None:
             raise UserError(f'--run_dir={run.path} was begun with other {_FACT_NAMES[name]}: name another folder.')
 
 
+def require_writable(run: RunDir) -> None:
+    """Makes the folder. Raises OSError if it cannot be written."""
+    run.path.mkdir(parents=True, exist_ok=True)
+    if not os.access(run.path, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.path))
+
+
 def create(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> None:
     """Makes the folder a run with these settings; leaves a run that is there already."""
     if run.flags.is_file():
         return
-    run.path.mkdir(parents=True, exist_ok=True)
     write_facts(run, facts)
     with files.atomic_write(run.flags) as file:  # last: its presence makes the folder a run
         file.write((_HEAD + cli.to_flagfile(config)).encode())

@@ -348,7 +348,7 @@ def test_folders_that_cannot_be_used_are_refused(tmp_path, convert_here, image_f
     (tmp_path / 'link').symlink_to(images)
     with pytest.raises(UserError, match=r'--input_dir=.*nowhere: there is no such folder'):
         convert_here(tmp_path / 'nowhere', tmp_path / 'out')
-    with pytest.raises(UserError, match=r'--input_dir=.*file: there is no such folder'):
+    with pytest.raises(UserError, match='--input_dir=.*file: is no folder'):
         convert_here(tmp_path / 'file', tmp_path / 'out')
     with pytest.raises(UserError, match=r'--output_dir=.*file is a file'):
         convert_here(images, tmp_path / 'file')
@@ -672,3 +672,35 @@ def test_one_worker_writes_the_same_bytes_and_the_parent_stays_without_tensorflo
     assert done.stderr == ''
     convert_here(images, tmp_path / 'here', shard_bytes=32 << 20)
     assert tree_sums(tmp_path / 'out') == tree_sums(tmp_path / 'here')
+
+
+def test_a_labels_csv_as_excel_writes_it(image_folder, convert_here, tmp_path):
+    source = image_folder({'x': 6})
+    names = sorted(path.name for path in (source / 'x').iterdir())
+    rows = ''.join(f'x/{name},{"ab"[i % 2]},train\n' for i, name in enumerate(names))
+    table = tmp_path / 'labels.csv'
+    table.write_bytes(b'\xef\xbb\xbf' + f'path,label,split\n{rows}'.encode())
+    assert convert_here(source, tmp_path / 'records', labels_csv=str(table)).class_names == ['a', 'b']
+    table.write_text('path,label\n' + rows.replace('x/', 'C:').replace(',train', ''))
+    with pytest.raises(UserError, match="none of its paths is a file below .* the first is 'C:board000.jpg'"):
+        convert_here(source, tmp_path / 'others', labels_csv=str(table))
+    table.write_text('path,label\n' + 'x' * 200_000 + ',a\n')
+    with pytest.raises(UserError, match='line 2: no CSV'):
+        convert_here(source, tmp_path / 'others', labels_csv=str(table))
+
+
+def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, tmp_path):
+    source = image_folder({'train/a': 4, 'train/b': 4, 'val/a': 2, 'val/b': 2})
+    for path in source.glob('val/*/*'):
+        path.write_bytes(b'')
+    manifest = convert_here(source, tmp_path / 'records')
+    assert list(manifest.splits) == ['train'] and len(records.read_rejected(tmp_path / 'records')) == 4
+    assert not list((tmp_path / 'records').glob('*-val.*'))
+    assert convert_here(source, tmp_path / 'records') == manifest  # nothing to do
+
+
+def test_slips_are_noted(image_folder, convert_here, tmp_path, capsys):
+    convert_here(image_folder({'train/good': 4, 'train/bad': 4, 'val/good': 2, 'train/drity': 1}), tmp_path / 'records')
+    out = capsys.readouterr().out
+    assert '11 files, 11 of them in 3 classes (bad 4, drity 1, good 6)' in out
+    assert "note: no image of class 'bad' in the val split" in out

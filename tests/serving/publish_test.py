@@ -1,6 +1,7 @@
 """Versions appear whole, in order, and are never replaced."""
 
 import json
+import os
 
 import pytest
 
@@ -66,3 +67,25 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / 'x').touch()
     with pytest.raises(UserError, match='--export_dir=.* is a file'):
         publish.publish(tmp_path / 'x', METADATA, write)
+
+
+def test_folders_of_something_else_are_refused(tmp_path):
+    (tmp_path / 'photos').mkdir()
+    with pytest.raises(UserError, match='holds photos and no version of a model'):
+        publish.publish(tmp_path, METADATA, write)
+    with pytest.raises(UserError, match='loads no model from a path with one of'):
+        publish.publish(tmp_path / 'a[1]', METADATA, write)
+
+
+def test_a_version_that_appears_at_the_last_moment_stays(tmp_path, monkeypatch):
+    rename = os.rename
+
+    def late(source, target):
+        monkeypatch.setattr(os, 'rename', rename)
+        target.mkdir()
+        (target / 'theirs').touch()
+        rename(source, target)
+
+    monkeypatch.setattr(os, 'rename', late)
+    assert publish.publish(tmp_path, METADATA, write).name == '2'
+    assert [path.name for path in (tmp_path / '1').iterdir()] == ['theirs']

@@ -17,6 +17,7 @@ def begun(tmp_path):
     config = TrainConfig(records='R', run_dir=str(tmp_path / 'run'), precision='float32', epochs=3)
     run = RunDir(tmp_path / 'run')
     assert run_dir.find(run, config, FACTS) is None
+    run_dir.require_writable(run)
     run_dir.create(run, config, FACTS)
     return run, config
 
@@ -41,7 +42,7 @@ def test_places_may_change(begun):
 def test_other_settings_are_refused_by_name(begun):
     run, config = begun
     other = dataclasses.replace(config, epochs=4, learning_rate=0.5)
-    with pytest.raises(UserError, match=r'--epochs=4 \(there: 3\); --learning_rate=0.5 \(there: 0.0002\)'):
+    with pytest.raises(UserError, match=r'--epochs=4 \(there: 3\); --learning_rate=0.5 \(there: 0.0001\)'):
         run_dir.find(run, other, FACTS)
 
 
