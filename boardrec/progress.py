@@ -52,7 +52,7 @@ def import_tensorflow() -> None:
             import tensorflow as tf
             tf.config.list_physical_devices()  # the GPU libraries write theirs here
             tf.get_logger().setLevel('ERROR')
-        except BaseException:
+        except Exception:  # not Ctrl-C
             notes.seek(0)
             os.write(saved, notes.read())
             raise

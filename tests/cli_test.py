@@ -123,7 +123,7 @@ def test_help_goes_to_standard_output_and_does_nothing(arg, capsys):
     assert run(main, '--nonsense', arg) == 0
     out, err = capsys.readouterr()
     assert out.startswith('Trains a classifier.\n')
-    assert '--learning_rate  (default 0.0002)' in out
+    assert '--learning_rate  (default 0.0001)' in out
     assert err == ''
 
 

@@ -272,7 +272,7 @@ def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
                                 f'it reads {",".join(reader.fieldnames or ())!r}.')
             return [(reader.line_num, row) for row in reader]
         except csv.Error as error:
-            raise UserError(f'--labels_csv={path}, line {reader.line_num}: no CSV ({error}).') from None
+            raise UserError(f'--labels_csv={path}, line {reader.line_num + 1}: no CSV ({error}).') from None
 
 
 def _describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str]) -> None:

@@ -125,6 +125,7 @@ def create(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> None:
     """Makes the folder a run with these settings; leaves a run that is there already."""
     if run.flags.is_file():
         return
+    run.path.mkdir(parents=True, exist_ok=True)
     write_facts(run, facts)
     with files.atomic_write(run.flags) as file:  # last: its presence makes the folder a run
         file.write((_HEAD + cli.to_flagfile(config)).encode())
