@@ -26,6 +26,8 @@ def main(config: PredictConfig) -> None:
     output = pathlib.Path(config.output)
     _check_output(output)
     sources = [source for source in sources if os.path.abspath(source) != os.path.abspath(output)]
+    if not sources:
+        raise UserError(f'--images={config.images}: nothing there but --output={output}; name a folder of images.')
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     from boardrec.training import inference

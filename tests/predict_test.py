@@ -89,3 +89,9 @@ def test_nothing_but_predictions_is_overwritten(tmp_path):
     (tmp_path / 'old.csv').write_bytes(b'source,predicted,p_a,p_b,error')
     with pytest.raises(UserError, match='--run_dir=R: there is no run in it'):  # the next thing that is checked
         predict.main(PredictConfig(run_dir='R', images=str(photo), output=str(tmp_path / 'old.csv')))
+
+
+def test_a_folder_that_holds_only_earlier_predictions(tmp_path):
+    (tmp_path / 'out.csv').write_bytes(b'source,predicted,p_a,p_b,error')
+    with pytest.raises(UserError, match='nothing there but --output='):
+        predict.main(PredictConfig(run_dir='R', images=str(tmp_path), output=str(tmp_path / 'out.csv')))
