@@ -82,7 +82,8 @@ class TrainConfig:
     records: str = setting('folder that tools/make_records.py wrote')
     run_dir: str = setting('folder for this run; the same command continues a run that was interrupted')
 
-    backbone: str = setting('pretrained network', 'vgg16', ('vgg16',))
+    backbone: str = setting(
+        'pretrained network', 'vgg16', ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception'))
     weights: str = setting('starting weights of the backbone: imagenet, none, or a Keras weights file', 'imagenet')
     image_size: str = setting('input size in pixels: S for a square, or HEIGHTxWIDTH', '224')
     trainable_layers: int = setting('how many of the last layers of the backbone are trained', 4)
@@ -111,16 +112,23 @@ class TrainConfig:
     inference_precision: str = setting(
         'arithmetic of evaluate, predict and export', 'float32', ('float32', 'bfloat16', 'float16'))
     feature_cache: str = setting(
-        'keep the outputs of the frozen layers on disk, so that an epoch costs what is trained',
-        'auto', ('auto', 'on', 'off'))
+        'compute the outputs of the frozen layers once and keep them, on disk (on) or in memory, so that an epoch '
+        'costs what is trained; auto decides by the time saved and the room there is',
+        'auto', ('auto', 'on', 'off', 'memory'))
     feature_cache_dir: str = setting('folder for cached features; by default feature_cache/ beside the records', '')
+    cached_views: int = setting(
+        'augmented views of each training image, one of which an epoch takes, each in its turn; 1 is the image itself',
+        1)
+    flip_horizontal: bool = setting('with several views, mirror them left to right', True)
+    flip_vertical: bool = setting('with several views, mirror them top to bottom', True)
     strategy: str = setting(
         'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored'))
     gpus: str = setting('GPUs to use, like 0,1; by default all', '')
 
     def __post_init__(self):
         _check_choices(self)
-        _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records')
+        _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
+                        'cached_views')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed')
         _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
@@ -128,6 +136,9 @@ class TrainConfig:
         _check(0 < self.plateau_factor < 1, 'plateau_factor', self.plateau_factor, 'between 0 and 1')
         _check(self.batch_size % self.accumulate_steps == 0, 'accumulate_steps', self.accumulate_steps,
                f'a divisor of --batch_size={self.batch_size}')
+        mirrorings = 2 ** (self.flip_horizontal + self.flip_vertical)
+        _check(self.cached_views <= mirrorings, 'cached_views', self.cached_views,
+               f'at most {mirrorings}, or views would be the same: see --flip_horizontal and --flip_vertical')
         _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')
         self.height_width()
 

@@ -29,6 +29,15 @@ def test_a_switch_may_be_written_in_each_usual_way(arg, value):
     assert cli.parse(ConvertConfig, ['--input_dir=a', '--output_dir=b', arg]).overwrite is value
 
 
+def test_the_settings_of_cached_features():
+    settings = parse('--backbone=resnet50', '--feature_cache=memory', '--cached_views=2', '--noflip_vertical')
+    assert (settings.backbone, settings.feature_cache, settings.cached_views) == ('resnet50', 'memory', 2)
+    assert settings.flip_horizontal is True and settings.flip_vertical is False
+    assert '--flip_vertical=false\n' in cli.to_flagfile(settings)
+    with pytest.raises(UserError, match='^--cached_views=4: must be at most 1, or views'):
+        parse('--cached_views=4', '--noflip_vertical', '--flip_horizontal=false')
+
+
 @pytest.mark.parametrize(('args', 'match'), [
     (['--epoch=3'], r"Unknown command line flag 'epoch'.*--help lists"),
     (['--epochs=three'], r'--epochs=three.*--help lists'),

@@ -86,7 +86,10 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'seed', 2**32, ''),  # NumPy's and Keras's seeds have 32 bits
     (TrainConfig, 'precision', 'float64', 'one of auto, float32, bfloat16, float16'),
     (TrainConfig, 'inference_precision', 'auto', 'one of float32, bfloat16, float16'),
-    (TrainConfig, 'feature_cache', 'yes', 'one of auto, on, off'),
+    (TrainConfig, 'feature_cache', 'yes', 'one of auto, on, off, memory'),
+    (TrainConfig, 'cached_views', 0, 'at least 1'),
+    (TrainConfig, 'cached_views', -3, 'at least 1'),
+    (TrainConfig, 'cached_views', 2**32, 'below'),
     (TrainConfig, 'strategy', 'two', 'one of auto, one, mirrored'),
     (TrainConfig, 'gpus', '0;1', 'numbers like 0,1'),
     (TrainConfig, 'gpus', '0,', 'numbers like 0,1'),
@@ -107,11 +110,19 @@ def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, 
 @pytest.mark.parametrize('values', [
     {'dropout': 0.0}, {'momentum': 0.0}, {'weight_decay': 0.0}, {'trainable_layers': 0}, {'early_stopping_patience': 0},
     {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'},
-    {'seed': 2**32 - 1},
+    {'seed': 2**32 - 1}, {'cached_views': 1, 'flip_horizontal': False, 'flip_vertical': False},
+    {'cached_views': 2, 'flip_horizontal': False}, {'cached_views': 2, 'flip_vertical': False}, {'cached_views': 4},
+    *({'backbone': name} for name in ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception')),
+    *({'feature_cache': name} for name in ('auto', 'on', 'off', 'memory')),
 ])
 def test_values_at_the_edge_are_accepted(values):
     settings = make(TrainConfig, **values)
     assert {name: getattr(settings, name) for name in values} == values
+
+
+def test_views_that_cannot_differ_are_refused():
+    with pytest.raises(UserError, match='^--cached_views=2: must be at most 1, or views would be the same'):
+        make(TrainConfig, cached_views=2, flip_horizontal=False, flip_vertical=False)
 
 
 @pytest.mark.parametrize(('text', 'height_width'), [('224', (224, 224)), ('96x128', (96, 128)), ('8x8', (8, 8))])

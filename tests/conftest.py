@@ -110,11 +110,46 @@ def train_config(record_set_path, tmp_path_factory):
         folder = tmp_path_factory.mktemp('run')
         defaults = {'records': str(record_set_path), 'run_dir': str(folder / 'run'), 'weights': 'none',
                     'image_size': '32', 'epochs': 2, 'learning_rate': 2e-4, 'batch_size': 16,
-                    'schedule': 'constant', 'dropout': 0.1,
+                    'schedule': 'constant', 'dropout': 0.1, 'feature_cache': 'on',
                     'feature_cache_dir': str(folder / 'feature_cache')}
         return TrainConfig(**{**defaults, **settings})
 
     return make
+
+
+def _small_network(include_top, weights, input_tensor=None):
+    """A network of branches, with BatchNorm whose statistics are no identity, and with automatic names."""
+    import keras
+    layers = keras.layers
+    source = layers.Input((None, None, 3)) if input_tensor is None else input_tensor
+
+    def conv(filters, x, **named):
+        x = layers.Conv2D(filters, 3, padding='same', use_bias=False, **named)(x)
+        return layers.BatchNormalization(
+            moving_mean_initializer=keras.initializers.RandomNormal(0, 0.3),
+            moving_variance_initializer=keras.initializers.RandomUniform(0.5, 2))(x)
+
+    x = layers.Activation('relu')(conv(8, layers.Rescaling(1 / 64, -2)(source), strides=4))
+    y = layers.Activation('relu')(conv(12, x))
+    x = layers.Add()([conv(12, x), conv(12, y)])
+    y = layers.MaxPooling2D(2)(layers.Activation('relu')(x))
+    x = layers.Concatenate()([conv(8, y), conv(8, layers.Activation('tanh')(y))])
+    network = keras.Model(keras.utils.get_source_inputs(source)[0], layers.Activation('relu')(x))
+    if weights:
+        network.load_weights(weights)
+    return network
+
+
+# As a Backbone: its constructor, its normalisation and its smallest size.
+SMALL_BACKBONE = types.SimpleNamespace(build=_small_network, preprocess=lambda images: images, minimum_size=8)
+
+
+@pytest.fixture
+def small_backbone(monkeypatch):
+    """The name of a backbone with branches and BatchNorm that takes milliseconds; only in this process and test."""
+    from boardrec.training import backbones
+    monkeypatch.setitem(backbones.BACKBONES, 'xception', SMALL_BACKBONE)
+    return 'xception'
 
 
 @pytest.fixture(scope='session')

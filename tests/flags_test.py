@@ -160,6 +160,7 @@ def round_trip(folder, **values):
     {'weight_decay': 0.0},
     {'seed': 2**31 + 1},
     {'image_size': '96x128', 'gpus': '0,1'},
+    {'cached_views': 2, 'flip_horizontal': False, 'feature_cache': 'memory', 'backbone': 'inception_v3'},
 ], ids=str)
 def test_run_flags_gives_odd_settings_back(tmp_path, values):
     before, after = round_trip(tmp_path, **values)

@@ -4,12 +4,14 @@ Both yield Batch. Only encoded bytes are shuffled and buffered; pixels exist for
 because the backbone's normalisation lives in the model.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
-from boardrec.data import images, order, records
+from boardrec.data import augment, images, order, records
+from boardrec.data.augment import AS_IT_IS, Views
 
 _READ_AHEAD = 4  # blocks read at a time: hides a disk's latency, costs 4 buffers
 
@@ -17,18 +19,18 @@ _READ_AHEAD = 4  # blocks read at a time: hides a disk's latency, costs 4 buffer
 class Batch(NamedTuple):
     """What a step takes; B is the batch size, or less for a last batch that needs no padding."""
 
-    inputs: tf.Tensor  # uint8 [B, H, W, 3], or cached features
+    inputs: tf.Tensor | tuple[tf.Tensor, ...]  # uint8 [B, H, W, 3], or the cached features [B, ...]
     labels: tf.Tensor  # int32 [B]
     weights: tf.Tensor  # float32 [B]; 0 marks padding
     record_ids: tf.Tensor  # int64 [B]; -1 in padding
 
 
 def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple[int, int], batch_size: int, seed: int,
-                  epoch: int, shuffle_records: int, pad_multiple: int = 1) -> tf.data.Dataset:
+                  epoch: int, shuffle_records: int, views: Views = AS_IT_IS, pad_multiple: int = 1) -> tf.data.Dataset:
     """One epoch of `split` in the order of order.sequence(seed, epoch); yields Batch.
 
-    A last batch of fewer records is padded to a multiple of `pad_multiple`. About `shuffle_records` encoded records are
-    held in memory, and as many are being read.
+    Of each record it takes the one of its `views` whose turn it is. A last batch of fewer records is padded to a
+    multiple of `pad_multiple`. About `shuffle_records` encoded records are held in memory, and as many are being read.
     """
     ids = record_set.split_range(split)
     cut = split_blocks(record_set, split)
@@ -56,19 +58,38 @@ def train_dataset(record_set: records.RecordSet, split: str, *, image_size: tupl
     dataset = dataset.map(read_window)
     dataset = dataset.prefetch(1)  # the next window is read while this one is consumed
     dataset = dataset.unbatch()
-    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.from_tensor_slices(order_of_ids))
-    return _decode_and_batch(dataset, image_size=image_size, batch_size=batch_size, pad_multiple=pad_multiple)
+    chosen = order.views(order_of_ids, seed=views.seed, epoch=epoch, count=views.count)
+    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.from_tensor_slices((order_of_ids, chosen)))
+    dataset = dataset.map(lambda serialized, numbers: (serialized, *numbers))
+    return _decode_and_batch(
+        dataset, image_size=image_size, batch_size=batch_size, views=views, pad_multiple=pad_multiple)
 
 
 def eval_dataset(record_set: records.RecordSet, split: str, *, image_size: tuple[int, int], batch_size: int,
                  pad_multiple: int = 1) -> tf.data.Dataset:
     """Every record of `split` once, in record_id order; yields Batch, the last one padded as in train_dataset."""
-    ids = record_set.split_range(split)
-    dataset = tf.data.TFRecordDataset(record_set.shard_paths(split))
-    dataset = tf.data.Dataset.zip(dataset, tf.data.Dataset.range(ids.start, ids.stop))
-    # A file that was cut between two records since the set was opened ends without an error.
-    dataset = dataset.apply(tf.data.experimental.assert_cardinality(len(ids)))
-    return _decode_and_batch(dataset, image_size=image_size, batch_size=batch_size, pad_multiple=pad_multiple)
+    return view_dataset(record_set, split, [record_set.split_range(split)], image_size=image_size,
+                        batch_size=batch_size, pad_multiple=pad_multiple)
+
+
+def view_dataset(record_set: records.RecordSet, split: str, ranges: Iterable[range], *,
+                 image_size: tuple[int, int], batch_size: int, views: Views = AS_IT_IS, view: int = 0,
+                 pad_multiple: int = 1) -> tf.data.Dataset:
+    """One view of the records of `split` whose ids are in `ranges`, in that order; yields Batch, as eval_dataset."""
+    paths = tf.constant(record_set.shard_paths(split))
+
+    def read(place: tf.Tensor) -> tf.data.Dataset:
+        shard, offset, first, count = place[0], place[1], place[2], place[3]  # tf.unstack crashes TensorFlow 2.21 here
+        serialized = records.read_from(paths[shard], offset).take(count)
+        # A file that was cut between two records since the set was opened ends without an error.
+        serialized = serialized.apply(tf.data.experimental.assert_cardinality(count))
+        return tf.data.Dataset.zip(serialized, tf.data.Dataset.range(first, first + count))
+
+    places = np.concatenate([_places(record_set, split, ids) for ids in ranges])
+    dataset = tf.data.Dataset.from_tensor_slices(places).flat_map(read)
+    dataset = dataset.map(lambda serialized, record_id: (serialized, record_id, tf.constant(view, tf.int64)))
+    return _decode_and_batch(
+        dataset, image_size=image_size, batch_size=batch_size, views=views, pad_multiple=pad_multiple)
 
 
 def split_blocks(record_set: records.RecordSet, split: str) -> order.Blocks:
@@ -89,19 +110,33 @@ def pad(batch: Batch, multiple: int) -> Batch:
         widths = [[0, extra]] + [[0, 0]] * (tensor.shape.rank - 1)
         return tf.pad(tensor, widths, constant_values=tf.cast(value, tensor.dtype))
 
-    return Batch(padded(batch.inputs), padded(batch.labels), padded(batch.weights), padded(batch.record_ids, -1))
+    return Batch(tf.nest.map_structure(padded, batch.inputs), padded(batch.labels), padded(batch.weights),
+                 padded(batch.record_ids, -1))
 
 
 def _ragged(rows: list[np.ndarray]) -> tf.RaggedTensor:
     return tf.RaggedTensor.from_row_lengths(np.concatenate(rows), [len(row) for row in rows])
 
 
-def _decode_and_batch(dataset: tf.data.Dataset, *, image_size: tuple[int, int], batch_size: int, pad_multiple: int
-                      ) -> tf.data.Dataset:
-    """From (serialised Example, record_id) to Batch."""
-    def decode(serialized: tf.Tensor, record_id: tf.Tensor) -> Batch:
+def _places(record_set: records.RecordSet, split: str, ids: range) -> np.ndarray:
+    """Where records lie: int64 [pieces, 4], a row for each shard: its index, byte offset, first record_id, count."""
+    starts = record_set.split_range(split).start + np.cumsum(
+        [0, *(shard.records for shard in record_set.split_shards(split))])
+    rows = []
+    for shard, (start, stop) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+        first, last = max(start, ids.start), min(stop, ids.stop)
+        if first < last:
+            rows.append((shard, record_set.offsets[first], first, last - first))
+    return np.array(rows, np.int64).reshape(-1, 4)
+
+
+def _decode_and_batch(dataset: tf.data.Dataset, *, image_size: tuple[int, int], batch_size: int, views: Views,
+                      pad_multiple: int) -> tf.data.Dataset:
+    """From (serialised Example, record_id, view) to Batch."""
+    def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> Batch:
         encoded, label = records.parse_example(serialized)
-        return Batch(images.decode(encoded, *image_size), label, tf.ones([], tf.float32), record_id)
+        image = augment.augment(images.decode(encoded, *image_size), views, view=view, record_id=record_id)
+        return Batch(image, label, tf.ones([], tf.float32), record_id)
 
     dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     dataset = dataset.batch(batch_size)

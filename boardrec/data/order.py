@@ -55,6 +55,13 @@ def sequence(cut: Blocks, *, seed: int, epoch: int, window_blocks: int) -> np.nd
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
 
+def views(record_ids: np.ndarray, *, seed: int, epoch: int, count: int) -> np.ndarray:
+    """Which of `count` views of each record an epoch takes: int64 [records]; each view once in `count` epochs."""
+    key = _mix(np.full(1, seed, np.uint64))
+    first = _mix(key + record_ids.astype(np.uint64) * _GOLDEN) % np.uint64(count)
+    return (first.astype(np.int64) + epoch) % count
+
+
 def _shuffle(items: np.ndarray, seed: int, epoch: int, *, stream: int) -> np.ndarray:
     """`items` sorted by a hash of (seed, epoch, stream, position): unlike NumPy's generators, fixed for all time."""
     key = np.zeros(1, np.uint64)

@@ -21,6 +21,10 @@ class Backbone(NamedTuple):
 
 BACKBONES = {
     'vgg16': Backbone(keras.applications.VGG16, keras.applications.vgg16.preprocess_input, 32),
+    'vgg19': Backbone(keras.applications.VGG19, keras.applications.vgg19.preprocess_input, 32),
+    'resnet50': Backbone(keras.applications.ResNet50, keras.applications.resnet50.preprocess_input, 32),
+    'inception_v3': Backbone(keras.applications.InceptionV3, keras.applications.inception_v3.preprocess_input, 75),
+    'xception': Backbone(keras.applications.Xception, keras.applications.xception.preprocess_input, 71),
 }
 
 
@@ -62,10 +66,14 @@ def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
                             'tools/fetch_weights.py, or name a file, or start from --weights=none.') from None
         reason = (str(error).splitlines() or [''])[0]
         raise UserError(f'--weights={source}: not weights of {name} without its top ({reason}).') from None
-    loaded = {layer.name: layer for layer in network.layers}
-    for layer in layers:
-        if layer.weights:
-            layer.set_weights(loaded[layer.name].get_weights())
+    # By place: InceptionV3's layers have automatic names, which differ in a process's second network.
+    pairs = zip(_with_weights(layers), _with_weights(network.layers), strict=True)
+    for layer, loaded in pairs:
+        layer.set_weights(loaded.get_weights())
+
+
+def _with_weights(layers: list[keras.Layer]) -> list[keras.Layer]:
+    return [layer for layer in layers if layer.weights]
 
 
 def _imagenet_file(name: str) -> str:

@@ -47,7 +47,7 @@ def restore(folder: pathlib.Path, variables: Sequence[keras.Variable]) -> RunSta
     Raises UserError if the file is damaged (each array has a checksum) or of another model.
     """
     path = folder / _STATE
-    if not path.is_file():
+    if not exists(folder):
         return RunState()
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as saved:
@@ -64,6 +64,11 @@ def restore(folder: pathlib.Path, variables: Sequence[keras.Variable]) -> RunSta
         variable.assign(array)
     values['watch'], values['history'] = Watch(**values['watch']), tuple(values['history'])
     return RunState(**values)
+
+
+def exists(folder: pathlib.Path) -> bool:
+    """Whether `restore` would find a state."""
+    return (folder / _STATE).is_file()
 
 
 def require_space(run: pathlib.Path, model: keras.Model) -> None:

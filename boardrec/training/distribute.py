@@ -1,7 +1,10 @@
 """Devices: how many, which strategy, and what arithmetic they are good at."""
 
 import contextlib
+import os
 import pathlib
+import platform
+import re
 from typing import Any
 
 import tensorflow as tf
@@ -58,12 +61,30 @@ def resolve_precision(precision: str) -> str:
     return 'bfloat16' if flags & _CPU_BFLOAT16 else 'float32'
 
 
+def device_kind() -> str:
+    """What computes: the results of another kind of device differ in their last bits."""
+    gpus = tf.config.get_visible_devices('GPU')
+    if gpus:
+        return tf.config.experimental.get_device_details(gpus[0]).get('device_name', 'GPU')
+    names = re.findall(r'^model name\s*: (.*)', _CPUINFO.read_text(), re.M) if _CPUINFO.is_file() else []
+    kernels = os.environ.get('TF_ENABLE_ONEDNN_OPTS', 'as built')
+    return f'{names[0] if names else platform.processor()}, oneDNN {kernels}'
+
+
 def run(strategy: tf.distribute.Strategy | None, function: Any, batch: Batch) -> Any:
     """Calls function(batch) on each replica's part of a batch, inside a tf.function; returns sums of the results."""
     if strategy is None:
         return function(batch)
     results = strategy.run(function, (batch,))
     return tf.nest.map_structure(lambda value: strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None), results)
+
+
+def gather(strategy: tf.distribute.Strategy | None, function: Any, batch: Batch) -> Any:
+    """Calls function(batch) on each replica's part of a batch, inside a tf.function; returns the results' rows."""
+    if strategy is None:
+        return function(batch)
+    results = strategy.run(function, (batch,))
+    return tf.nest.map_structure(lambda value: tf.concat(strategy.experimental_local_results(value), axis=0), results)
 
 
 def place(strategy: tf.distribute.Strategy | None, batch: Batch) -> Any:
@@ -74,7 +95,7 @@ def place(strategy: tf.distribute.Strategy | None, batch: Batch) -> Any:
 
     def part(context: tf.distribute.InputContext | Any) -> Batch:
         start = context.replica_id_in_sync_group * share
-        return Batch(*(tensor[start:start + share] for tensor in batch))
+        return tf.nest.map_structure(lambda tensor: tensor[start:start + share], batch)
 
     return strategy.experimental_distribute_values_from_function(part)
 

@@ -1,13 +1,12 @@
 """The training recipe: records and settings in, a finished run out. Read it from top to bottom."""
 
-from collections.abc import Callable
 import dataclasses
 import math
 import os
 import pathlib
 import platform
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,22 +14,11 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import files, input_pipeline, records
-from boardrec.training import backbones, checkpoint, distribute, features, model, optim, run_dir, steps
+from boardrec.data import files, records
+from boardrec.training import backbones, checkpoint, distribute, feed, model, optim, run_dir, steps
+from boardrec.training.feed import Feed
 from boardrec.training.model import Classes, Classifier
 from boardrec.training.run_dir import RunDir
-
-_SPLITS = ('train', 'val')
-
-
-class Feed(NamedTuple):
-    """What is trained and the batches that it takes: the whole network on images, or its tail on cached features."""
-
-    network: keras.Model  # inputs to logits
-    train: Callable[[int], tf.data.Dataset]  # epoch (0-based) to its batches
-    val: tf.data.Dataset
-    train_records: int
-    steps_per_epoch: int
 
 
 def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
@@ -42,6 +30,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     _require_splits(record_set)
     keras.utils.set_random_seed(config.seed)
     strategy = distribute.set_up(config)
+    _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
     config, run = _resolve(config, classes, strategy), RunDir(pathlib.Path(config.run_dir))
     facts = _facts(record_set, config)
@@ -49,7 +38,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     if earlier and run_dir.read_facts(run.path).get('finished'):
         progress.say(f'{run.path}: training is already finished; nothing to do.')
         return
-    config = earlier or config
+    asked, config = config.feature_cache, earlier or config
 
     with distribute.scope(strategy):
         classifier = model.build(config, classes, config.precision)
@@ -62,12 +51,16 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     _describe(config, record_set, classifier, strategy)
     run_dir.require_writable(run)  # now, and not after the feature pass
     checkpoint.require_space(run.path, classifier.model)
-    config, feed = _choose_feed(config, record_set, classifier, strategy)
-    run_dir.create(run, config, facts)
+    decision = feed.decide(
+        dataclasses.replace(config, feature_cache=asked), record_set, classifier, strategy,
+        before=config.feature_cache if checkpoint.exists(run.checkpoints) else None)
+    config = dataclasses.replace(config, feature_cache=decision.feature_cache)
+    run_dir.create(run, config, facts)  # now: the decision was measured, and holds also if this process is killed
+    source = feed.open_feed(config, record_set, classifier, strategy, decision)
 
     train_step = steps.make_train_step(
-        feed.network, optimizer, classes, strategy=strategy, accumulate_steps=config.accumulate_steps)
-    eval_step = steps.make_eval_step(feed.network, classes, strategy=strategy)
+        source.network, optimizer, classes, strategy=strategy, accumulate_steps=config.accumulate_steps)
+    eval_step = steps.make_eval_step(source.network, classes, strategy=strategy)
     variables = [*model.changing_variables(classifier), *optimizer.variables]
     state = checkpoint.restore(run.checkpoints, variables)
     if state.epoch:
@@ -75,8 +68,8 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
         run_dir.write_history(run, list(state.history))  # its last row was lost if the kill came just before it
     writer = tf.summary.create_file_writer(str(run.tensorboard))
     while state.epoch < config.epochs and not optim.should_stop(state.watch, config):
-        row = _train_epoch(config, state, feed, optimizer, step=train_step, strategy=strategy)
-        row |= _validate(feed, eval_step, strategy)
+        row = _train_epoch(config, state, source, optimizer, step=train_step, strategy=strategy)
+        row |= _validate(source, eval_step, strategy)
         state = _after_epoch(config, run, state, row, classifier)
         checkpoint.commit(run.checkpoints, state, variables)
         run_dir.write_history(run, list(state.history))
@@ -85,11 +78,18 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
 
 
 def _require_splits(record_set: records.RecordSet) -> None:
-    for split in _SPLITS:
+    for split in feed.SPLITS:
         info = record_set.manifest.splits.get(split)
         if not info or not info.records:
             raise UserError(f'--records={record_set.folder}: there is nothing in its {split} split, which training '
                             'needs: convert more images, or convert with other --splits.')
+
+
+def _require_shares(config: TrainConfig, strategy: Any) -> None:
+    devices = distribute.replicas(strategy)
+    if config.batch_size % (devices * config.accumulate_steps):
+        raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {devices} devices times '
+                        f'--accumulate_steps={config.accumulate_steps}.')
 
 
 def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:
@@ -116,75 +116,29 @@ def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]
 
 def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any) -> None:
     trained, frozen = model.parameter_counts(classifier.model)
-    counts = {split: len(record_set.split_range(split)) for split in _SPLITS}
+    counts = {split: len(record_set.split_range(split)) for split in feed.SPLITS}
     height, width = config.height_width()
     progress.say(f'{config.backbone} {height}x{width}, {trained:,} parameters trained and {frozen:,} frozen, '
                  f'{config.precision} on {distribute.replicas(strategy)} device(s); '
                  f'{counts["train"]:,} training and {counts["val"]:,} validation records')
 
 
-def _choose_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any
-                 ) -> tuple[TrainConfig, Feed]:
-    """Decides about the feature cache, builds it if it is wanted, and says so; returns the decision in the settings."""
-    # Several replicas need equal shares of each batch, and full ones keep shapes fixed; one device needs equal parts.
-    multiple = config.batch_size if strategy else config.accumulate_steps
-    if config.batch_size % (distribute.replicas(strategy) * config.accumulate_steps):
-        raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {distribute.replicas(strategy)} '
-                        f'devices times --accumulate_steps={config.accumulate_steps}.')
-    common = {'batch_size': config.batch_size, 'pad_multiple': multiple}
-    shuffle = {'seed': config.seed, 'shuffle_records': config.shuffle_records, **common}
-    train_records = len(record_set.split_range('train'))
-    counts = {'train_records': train_records, 'steps_per_epoch': math.ceil(train_records / config.batch_size)}
-    cut = features.find_cut(classifier)
-    reason = _reason_against_cache(config, record_set, cut)
-    if reason is None:
-        key = features.cache_key(record_set, cut, precision=config.precision)
-        trunk = tf.function(lambda batch: cut.trunk(batch.inputs, training=False), reduce_retracing=True)
-        cache = features.open_or_build(
-            pathlib.Path(config.feature_cache_dir), record_set, cut, key=key, splits=_SPLITS, run=trunk)
-        return dataclasses.replace(config, feature_cache='on'), Feed(
-            cut.tail, lambda epoch: features.train_dataset(cache, record_set, 'train', epoch=epoch, **shuffle),
-            features.eval_dataset(cache, record_set, 'val', **common), **counts)
-    progress.say(f'features are not cached: {reason}')
-    size = config.height_width()
-    return dataclasses.replace(config, feature_cache='off'), Feed(
-        keras.Model(classifier.model.input, classifier.logits),
-        lambda epoch: input_pipeline.train_dataset(record_set, 'train', epoch=epoch, image_size=size, **shuffle),
-        input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common), **counts)
-
-
-def _reason_against_cache(config: TrainConfig, record_set: records.RecordSet, cut: features.Cut | None) -> str | None:
-    if config.feature_cache == 'off':
-        return '--feature_cache=off'
-    folder = pathlib.Path(config.feature_cache_dir)
-    if cut is None:
-        reason = f'no layer is frozen with --trainable_layers={config.trainable_layers}'
-    else:
-        key = features.cache_key(record_set, cut, precision=config.precision)
-        if features.is_complete(folder, record_set, cut, key=key, splits=_SPLITS):
-            return None
-        reason = features.reason_against(folder, features.bytes_needed(cut, record_set, _SPLITS))
-    if reason and config.feature_cache == 'on':
-        raise UserError(f'--feature_cache=on: {reason}; take --feature_cache=off, or another --feature_cache_dir.')
-    return reason
-
-
-def _train_epoch(config: TrainConfig, state: checkpoint.RunState, feed: Feed, optimizer: keras.optimizers.Optimizer, *,
-                 step: steps.Step, strategy: Any) -> dict[str, float]:
+def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, optimizer: Any, *, step: steps.Step,
+                 strategy: Any) -> dict[str, float]:
     """One epoch; returns its row of the history, without validation."""
-    total_steps, sums, waited = config.epochs * feed.steps_per_epoch, [], 0.0
+    total_steps, sums, waited = config.epochs * source.steps_per_epoch, [], 0.0
     start = time.perf_counter()
-    batches = iter(feed.train(state.epoch))
-    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=feed.train_records, unit='images') as bar:
-        for number in range(feed.steps_per_epoch):
+    batches = iter(source.train(state.epoch))
+    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images') as bar:
+        for number in range(source.steps_per_epoch):
             rate = optim.learning_rate(
-                config, step=state.epoch * feed.steps_per_epoch + number, total_steps=total_steps, watch=state.watch)
+                config, step=state.epoch * source.steps_per_epoch + number, total_steps=total_steps, watch=state.watch)
             optimizer.learning_rate = rate
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
             sums.append(step(distribute.place(strategy, batch)))
-            bar.update(min(config.batch_size, feed.train_records - number * config.batch_size))
+            bar.update(min(config.batch_size, source.train_records - number * config.batch_size))
     loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
     if not math.isfinite(loss):
         raise UserError(f'the loss of epoch {state.epoch + 1} is {loss}: lower --learning_rate={config.learning_rate}; '
@@ -194,10 +148,11 @@ def _train_epoch(config: TrainConfig, state: checkpoint.RunState, feed: Feed, op
             'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds}
 
 
-def _validate(feed: Feed, step: steps.Step, strategy: Any) -> dict[str, float]:
-    sums = [step(distribute.place(strategy, batch)) for batch in feed.val]
+def _validate(source: Feed, step: steps.Step, strategy: Any) -> dict[str, float]:
+    start = time.perf_counter()
+    sums = [step(distribute.place(strategy, batch)) for batch in source.val]
     loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
-    return {'val_loss': loss / count, 'val_accuracy': right / count}
+    return {'val_loss': loss / count, 'val_accuracy': right / count, 'val_seconds': time.perf_counter() - start}
 
 
 def _after_epoch(config: TrainConfig, run: RunDir, state: checkpoint.RunState, row: dict[str, float],

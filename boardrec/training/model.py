@@ -69,6 +69,32 @@ def build(config: TrainConfig, classes: Classes, precision: str) -> Classifier:
     return Classifier(model, logits, layers)
 
 
+def for_training(network: keras.Model) -> keras.Model:
+    """The same network and weights, with BatchNorm in inference mode whatever it is called with.
+
+    Batch statistics would depend on a replica's share of the batch and on padding. Scale and offset can be trained.
+    """
+    def call(layer: keras.Layer, *inputs, **named):
+        return _InferenceMode(layer)(*inputs) if isinstance(layer, keras.layers.BatchNormalization) else (
+            layer(*inputs, **named))
+
+    if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in network.layers):
+        return network
+    return keras.models.clone_model(network, clone_function=lambda layer: layer, call_function=call)
+
+
+class _InferenceMode(keras.layers.Layer):
+    """A layer that is never told that it is being trained."""
+
+    def __init__(self, layer: keras.Layer):
+        super().__init__(name=layer.name, dtype=layer.dtype_policy)
+        self.layer = layer
+
+    def call(self, inputs: tf.Tensor) -> tf.Tensor:
+        """The layer's output with its moving statistics."""
+        return self.layer(inputs, training=False)
+
+
 def class_probabilities(outputs: tf.Tensor, classes: Classes) -> tf.Tensor:
     """The model's outputs as one column a class: float32 [B, 1] or [B, C] to [B, C]."""
     if classes.positive is None:

@@ -122,11 +122,13 @@ def require_writable(run: RunDir) -> None:
 
 
 def create(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> None:
-    """Makes the folder a run with these settings; leaves a run that is there already."""
+    """Makes the folder a run with these settings; of one that is there already, what may change is changed."""
     if run.flags.is_file():
-        return
-    run.path.mkdir(parents=True, exist_ok=True)
-    write_facts(run, facts)
+        if read_config(run.path) == config:
+            return
+    else:
+        run.path.mkdir(parents=True, exist_ok=True)
+        write_facts(run, facts)
     with files.atomic_write(run.flags) as file:  # last: its presence makes the folder a run
         file.write((_HEAD + cli.to_flagfile(config)).encode())
 
@@ -170,7 +172,8 @@ def require_finished(path: str | pathlib.Path) -> tuple[RunDir, TrainConfig, dic
 def write_history(run: RunDir, rows: list[dict[str, Any]]) -> None:
     """Writes history.csv."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0], lineterminator='\n')
+    # A run that was begun by an earlier version may lack columns in its first rows.
+    writer = csv.DictWriter(text, rows[-1], restval='nan', lineterminator='\n')
     writer.writeheader()
     writer.writerows(rows)
     with files.atomic_write(run.history) as file:

@@ -74,7 +74,7 @@ def _accumulate(gradients: Callable, batch: Batch, global_records: tf.Tensor, *,
     size = tf.shape(batch.labels)[0] // parts
 
     def body(i: tf.Tensor, total: list[tf.Tensor], sums: Sums) -> tuple:
-        part = Batch(*(tensor[i * size:(i + 1) * size] for tensor in batch))
+        part = tf.nest.map_structure(lambda tensor: tensor[i * size:(i + 1) * size], batch)
         more, its_sums = gradients(part, global_records)
         total = [a + tf.convert_to_tensor(b) for a, b in zip(total, more, strict=True)]
         return i + 1, total, Sums(*(a + b for a, b in zip(sums, its_sums, strict=True)))

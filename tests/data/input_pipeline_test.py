@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from boardrec.data import images, input_pipeline, order, records
+from boardrec.data import augment, images, input_pipeline, order, records
+from boardrec.data.augment import Views
 
 SIZE = (24, 20)
 
@@ -249,3 +250,55 @@ def test_a_shard_cut_after_opening_raises(record_set_path, tmp_path, dataset):
         file.truncate(rows[-1].offset)
     with pytest.raises(tf.errors.OpError):
         collected(dataset(record_set))
+
+
+MIRRORED = Views(3, True, True, 5)
+
+
+def view_of(pixels, record_id, view):
+    return augment.augment(tf.constant(pixels), MIRRORED, view=tf.constant(view, tf.int64),
+                           record_id=tf.constant(record_id, tf.int64)).numpy()
+
+
+# Train has 94 records in several shards: pieces of one shard, over their borders, all, and in another order.
+@pytest.mark.parametrize(('split', 'pieces'), [
+    ('train', [(0, 94)]), ('train', [(3, 4)]), ('train', [(5, 60)]), ('train', [(90, 94), (0, 2)]),
+    ('train', [(0, 10), (10, 20), (40, 41)]), ('val', [(0, 11)]), ('test', [(2, 9)])])
+def test_some_records_are_read_in_the_order_that_is_asked_for(opened, source_pixels, split, pieces):
+    start = opened.split_range(split).start
+    ranges = [range(start + first, start + last) for first, last in pieces]
+    got, sizes = collected(input_pipeline.view_dataset(opened, split, ranges, image_size=SIZE, batch_size=7))
+    ids = np.concatenate(ranges)
+    np.testing.assert_array_equal(got.record_ids, ids)
+    np.testing.assert_array_equal(got.inputs, source_pixels[ids])
+    np.testing.assert_array_equal(got.labels, opened.labels[ids])
+    assert sizes[:-1] == [7] * (len(sizes) - 1)
+
+
+@pytest.mark.parametrize('view', [0, 1, 2])
+def test_one_view_of_each_record(opened, source_pixels, view):
+    ids = opened.split_range('train')[20:50]
+    got, _ = collected(input_pipeline.view_dataset(
+        opened, 'train', [ids], image_size=SIZE, batch_size=16, views=MIRRORED, view=view, pad_multiple=16))
+    np.testing.assert_array_equal(got.record_ids, [*ids, -1, -1])
+    for pixels, number in zip(got.inputs, ids, strict=False):
+        np.testing.assert_array_equal(pixels, view_of(source_pixels[number], number, view))
+
+
+def test_an_epoch_takes_of_each_record_the_view_whose_turn_it_is(opened, source_pixels):
+    for epoch in (0, 4):
+        got, _ = collected(input_pipeline.train_dataset(
+            opened, 'train', image_size=SIZE, batch_size=16, seed=2, epoch=epoch, shuffle_records=20, views=MIRRORED))
+        np.testing.assert_array_equal(got.record_ids, expected_ids(opened, seed=2, epoch=epoch, window_blocks=4))
+        chosen = order.views(got.record_ids, seed=MIRRORED.seed, epoch=epoch, count=3)
+        assert len(set(chosen)) == 3
+        for pixels, number, view in zip(got.inputs, got.record_ids, chosen, strict=True):
+            np.testing.assert_array_equal(pixels, view_of(source_pixels[number], number, view))
+
+
+def test_pad_takes_several_inputs():
+    batch = input_pipeline.Batch((tf.ones([3, 2], tf.bfloat16), tf.ones([3, 1, 4])), tf.ones([3], tf.int32),
+                                 tf.ones([3]), tf.range(3, dtype=tf.int64))
+    padded = input_pipeline.pad(batch, 2)
+    assert [(one.shape, one.dtype) for one in padded.inputs] == [((4, 2), tf.bfloat16), ((4, 1, 4), tf.float32)]
+    assert not np.any(padded.inputs[1][3]) and padded.record_ids.numpy().tolist() == [0, 1, 2, -1]

@@ -149,3 +149,47 @@ def test_one_epochs_order_says_nothing_about_the_next():
     places = [np.argsort(got) for got in sequences(10)]
     correlations = [np.corrcoef(places[i], places[i + 1])[0, 1] for i in range(len(places) - 1)]
     assert np.max(np.abs(correlations)) < 4 * 0.056
+
+
+@pytest.mark.parametrize('count', [1, 2, 3, 4, 7])
+def test_each_view_is_taken_once_in_as_many_epochs(count):
+    ids = np.arange(1000, 1500)
+    for start in (0, 5, 90):
+        taken = np.stack([order.views(ids, seed=3, epoch=epoch, count=count) for epoch in range(start, start + count)])
+        assert taken.dtype == np.int64
+        np.testing.assert_array_equal(np.sort(taken, axis=0), np.arange(count)[:, None] + np.zeros((1, 500)))
+
+
+def test_a_view_is_a_function_of_seed_epoch_and_record_id_alone():
+    ids = np.random.default_rng(0).permutation(5000)
+    whole = order.views(np.arange(5000), seed=2**32 - 1, epoch=6, count=3)
+    np.testing.assert_array_equal(order.views(ids, seed=2**32 - 1, epoch=6, count=3), whole[ids])
+    for number in (0, 17, 4999):
+        assert order.views(np.array([number]), seed=2**32 - 1, epoch=6, count=3) == [whole[number]]
+    assert order.views(np.zeros(0, np.int64), seed=0, epoch=0, count=3).shape == (0,)
+
+
+def test_an_epoch_takes_each_view_equally_often():
+    """Of N records each of 4 views takes N / 4; chi-squared below its 0.999 quantile for 3 degrees of freedom."""
+    for seed in range(5):
+        counts = np.bincount(order.views(np.arange(N), seed=seed, epoch=seed, count=4))
+        assert ((counts - N / 4) ** 2 / (N / 4)).sum() < 16.3
+
+
+def test_seeds_and_neighbours_have_views_of_their_own():
+    """Two records, or two seeds, have the same view in a quarter of the cases: 0.25 +- 4 * sqrt(3 / 16 / N)."""
+    views = [order.views(np.arange(N), seed=seed, epoch=0, count=4) for seed in (0, 1, 2)]
+    allowed = 4 * np.sqrt(3 / 16 / N)
+    for one, other in ((views[0], views[1]), (views[1], views[2]), (views[0][1:], views[0][:-1])):
+        assert (one == other).mean() == pytest.approx(0.25, abs=allowed)
+
+
+def test_pinned_views():
+    got = [order.views(np.arange(12), seed=1, epoch=epoch, count=4).tolist() for epoch in (0, 1)]
+    assert got == GOLDEN_VIEWS
+
+
+GOLDEN_VIEWS = [
+    [2, 2, 0, 1, 1, 0, 3, 3, 3, 3, 0, 1],
+    [3, 3, 1, 2, 2, 1, 0, 0, 0, 0, 1, 2],
+]

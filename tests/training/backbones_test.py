@@ -78,3 +78,18 @@ def test_weights_of_another_network(tmp_path):
     other.save_weights(tmp_path / 'other.weights.h5')
     with pytest.raises(UserError, match='not weights of vgg16'):
         backbones.load_weights('vgg16', str(tmp_path / 'other.weights.h5'), layers())
+
+
+def test_each_layer_of_a_network_with_automatic_names_gets_its_weights(tmp_path, small_backbone):
+    build = backbones.BACKBONES[small_backbone].build
+    first = build(False, None)
+    path = tmp_path / 'small.weights.h5'
+    first.save_weights(path)
+    network = backbones.connect(small_backbone, keras.Input((32, 32, 3), dtype='uint8'))[1]
+    backbones.load_weights(small_backbone, str(path), network)
+    expected, got = ([values for layer in layers for values in layer.get_weights()]
+                     for layers in (first.layers, network))
+    assert len(got) == len(expected) > 20
+    for one, other in zip(got, expected, strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert [layer.name for layer in network] != [layer.name for layer in first.layers[1:]]

@@ -13,8 +13,8 @@ import pytest
 
 from boardrec import cli
 from boardrec.config import UserError
-from boardrec.data import files, records
-from boardrec.training import features, fit, model, run_dir
+from boardrec.data import files, input_pipeline, records
+from boardrec.training import features, fit, inference, run_dir
 from boardrec.training.run_dir import RunDir
 
 NUMBERS = ('loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate')
@@ -69,6 +69,67 @@ def test_the_cache_changes_no_loss(train_config):
     np.testing.assert_allclose(numbers(runs[0]), numbers(runs[1]), rtol=1e-5)
 
 
+@pytest.mark.parametrize(('trained', 'caches'), [(0, ('on', 'off')), (5, ('memory', 'off')), (22, ('auto', 'off'))])
+def test_the_cache_changes_no_loss_of_a_backbone_with_branches_and_views(
+        train_config, small_backbone, trained, caches):
+    runs = [train(train_config(backbone=small_backbone, trainable_layers=trained, precision='float32', dropout=0.0,
+                               feature_cache=cache, shuffle_records=64, cached_views=2, learning_rate=0.01,
+                               accumulate_steps=2))
+            for cache in caches]
+    assert len({tuple(row) for row in numbers(runs[0])}) == 2
+    np.testing.assert_allclose(*map(numbers, runs), rtol=2e-5)
+
+
+def assert_whole(run):
+    """The finished run takes images and gives the probabilities that its losses were computed of."""
+    predictor, record_set = inference.load(run.path), records.open_record_set(run_dir.read_config(run.path).records)
+    probabilities, total = inference.probabilities(predictor), 0.0
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore')
+        plain = keras.saving.load_model(run.model)
+    for batch in input_pipeline.eval_dataset(
+            record_set, 'val', image_size=predictor.config.height_width(), batch_size=16):
+        columns = probabilities(batch.inputs).numpy()
+        np.testing.assert_allclose(plain(batch.inputs, training=False)[:, 0], columns[:, predictor.classes.positive],
+                                   rtol=1e-5, atol=1e-6)
+        total -= np.log(columns[np.arange(len(columns)), batch.labels]).sum()
+    assert total / len(record_set.split_range('val')) == pytest.approx(predictor.facts['best_val_loss'], rel=1e-4)
+
+
+@pytest.mark.parametrize('cache', ['on', 'off'])
+def test_the_finished_model_of_a_backbone_with_branches_is_whole(train_config, small_backbone, cache):
+    run = train(train_config(backbone=small_backbone, trainable_layers=9, feature_cache=cache, precision='float32',
+                             cached_views=2, learning_rate=0.01))
+    assert_whole(run)
+    assert f'--feature_cache={cache}' in run.flags.read_text()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(('backbone', 'trained', 'size'), [
+    ('resnet50', 9, '32'), ('inception_v3', 20, '75'), ('xception', 12, '71'), ('vgg19', 4, '32')])
+def test_the_finished_model_of_each_backbone_is_whole(train_config, backbone, trained, size):
+    assert_whole(train(train_config(backbone=backbone, trainable_layers=trained, image_size=size, precision='float32',
+                                    epochs=1, cached_views=2)))
+
+
+def test_a_run_from_features_in_memory_goes_on_from_the_disk(train_config, small_backbone, monkeypatch):
+    config = train_config(backbone=small_backbone, trainable_layers=5, cached_views=2, feature_cache='memory', epochs=3,
+                          dropout=0.4, precision='float32')
+    whole, commit = train(config), fit.checkpoint.commit
+    again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
+
+    def stopped(*args):
+        commit(*args)
+        raise KeyboardInterrupt  # after the first epoch
+
+    monkeypatch.setattr(fit.checkpoint, 'commit', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(again)
+    monkeypatch.setattr(fit.checkpoint, 'commit', commit)
+    continued = train(dataclasses.replace(again, feature_cache='on'))
+    np.testing.assert_allclose(numbers(continued), numbers(whole), rtol=1e-5)
+
+
 def test_interrupted_and_continued_is_the_same_run(train_config, monkeypatch):
     config = train_config(epochs=3, schedule='cosine', optimizer='adam')
     whole, train_epoch = train(config), fit._train_epoch
@@ -98,21 +159,30 @@ progress.import_tensorflow()
 import tensorflow as tf
 cpu, = tf.config.list_physical_devices('CPU')
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from boardrec.training import fit
-config = cli.parse(TrainConfig, sys.argv[1:])
+sys.path.insert(0, sys.argv[1])
+import conftest
+from boardrec.training import backbones, fit
+backbones.BACKBONES['xception'] = conftest.SMALL_BACKBONE
+config = cli.parse(TrainConfig, sys.argv[2:])
 fit.fit(config, records.open_record_set(config.records))
 '''
 
 
-def test_two_devices_give_the_losses_of_one(train_config, tmp_path):
-    one = train_config(precision='float32', dropout=0.0, optimizer='sgd', learning_rate=0.01, batch_size=20)
-    two = dataclasses.replace(one, run_dir=str(tmp_path / 'two'), strategy='mirrored', accumulate_steps=2,
-                              feature_cache='off')
-    two_flags = cli.to_flagfile(two).splitlines()
-    run = subprocess.run([sys.executable, '-c', _TWO_DEVICES, *two_flags], capture_output=True, text=True, check=False)
-    assert run.returncode == 0, run.stderr
-    assert 'on 2 device(s)' in run.stdout
-    np.testing.assert_allclose(numbers(RunDir(tmp_path / 'two')), numbers(train(one)), rtol=1e-5)
+def test_two_devices_give_the_losses_of_one(train_config, small_backbone):
+    common = {'precision': 'float32', 'dropout': 0.0, 'optimizer': 'sgd', 'learning_rate': 0.01, 'batch_size': 20}
+    branching = {'backbone': small_backbone, 'trainable_layers': 5, 'cached_views': 3, 'epochs': 3}
+    started = []
+    for one, cache in ((train_config(**common), 'off'), (train_config(**common, **branching), 'on')):
+        two = dataclasses.replace(one, run_dir=one.run_dir + '-two', strategy='mirrored', accumulate_steps=2,
+                                  feature_cache=cache, feature_cache_dir=one.feature_cache_dir + '-two')
+        started.append((one, two, subprocess.Popen(
+            [sys.executable, '-c', _TWO_DEVICES, pathlib.Path(__file__).parents[1], *cli.to_flagfile(two).splitlines()],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)))
+    for one, two, process in started:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert 'on 2 device(s)' in out and ('computing the features' in out) == (two.feature_cache == 'on')
+        np.testing.assert_allclose(numbers(RunDir(pathlib.Path(two.run_dir))), numbers(train(one)), rtol=1e-5)
 
 
 def test_early_stopping_keeps_the_best_epoch(train_config, monkeypatch, capsys):
@@ -136,21 +206,6 @@ def test_three_classes(image_folder, convert_here, train_config, tmp_path):
     run = train(train_config(records=str(tmp_path / 'records'), epochs=1, image_size='32x40'))
     assert json.loads(run.architecture.read_text())['config']['layers'][-1]['config']['activation'] == 'softmax'
     assert run_dir.read_config(run.path).positive_class == ''
-
-
-def test_reasons_against_a_cache(train_config, record_set, monkeypatch):
-    config = train_config(trainable_layers=19)
-    assert fit._reason_against_cache(config, record_set, None) == 'no layer is frozen with --trainable_layers=19'
-    config = train_config()
-    cut = features.find_cut(model.build(config, model.Classes(['a', 'b'], 1), 'float32'))
-    assert fit._reason_against_cache(config, record_set, cut) is None
-    assert fit._reason_against_cache(train_config(feature_cache='off'), record_set, cut) == '--feature_cache=off'
-    monkeypatch.setattr(features, 'reason_against', lambda *_: 'no room')
-    assert fit._reason_against_cache(config, record_set, cut) == 'no room'
-    with pytest.raises(UserError, match='--feature_cache=on: no room'):
-        fit._reason_against_cache(train_config(feature_cache='on'), record_set, cut)
-    monkeypatch.setattr(features, 'is_complete', lambda *_, **__: True)  # what is there already needs no room
-    assert fit._reason_against_cache(config, record_set, cut) is None
 
 
 def test_a_missing_split_names_the_way_out(image_folder, convert_here, train_config, tmp_path):
@@ -202,3 +257,42 @@ def test_a_run_killed_before_its_last_lines_is_finished_again(copied_run, finish
     assert run_dir.read_facts(run.path) == run_dir.read_facts(finished_run)
     for name in ('weights', 'history'):
         assert files.sha256_of(getattr(run, name)) == files.sha256_of(getattr(RunDir(finished_run), name))
+
+
+def test_a_decision_is_written_before_anything_is_computed_and_kept_after_an_epoch(train_config, monkeypatch, capsys):
+    config = train_config(feature_cache='auto', epochs=2)
+    seconds, compute = [1.0], features.compute
+    monkeypatch.setattr(features, 'seconds_an_image', lambda trunk: seconds[0])
+
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(features, 'compute', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert 'feature_cache=on' in pathlib.Path(config.run_dir, 'run.flags').read_text()
+    seconds[0] = 0.0  # another time it looks otherwise; no epoch is complete, so it may
+    train_epoch = fit._train_epoch
+
+    def once(config, state, *rest, **others):
+        if state.epoch == 1:
+            raise KeyboardInterrupt
+        return train_epoch(config, state, *rest, **others)
+
+    monkeypatch.setattr(fit, '_train_epoch', once)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    assert 'feature_cache=off' in pathlib.Path(config.run_dir, 'run.flags').read_text()
+    seconds[0] = 1.0
+    monkeypatch.setattr(features, 'compute', compute)
+    monkeypatch.setattr(fit, '_train_epoch', train_epoch)
+    capsys.readouterr()
+    run = train(config)
+    assert 'features are not cached: as before' in capsys.readouterr().out
+    assert 'feature_cache=off' in run.flags.read_text() and run_dir.read_facts(run.path)['finished']
+
+
+def test_a_batch_that_two_devices_cannot_share(train_config, monkeypatch, record_set):
+    monkeypatch.setattr(fit.distribute, 'replicas', lambda _: 2)
+    with pytest.raises(UserError, match='--batch_size=15: must be a multiple of 2 devices times --accumulate_steps=5'):
+        fit.fit(train_config(batch_size=15, accumulate_steps=5), record_set)

@@ -6,7 +6,8 @@ import pytest
 import tensorflow as tf
 
 from boardrec.config import TrainConfig, UserError
-from boardrec.training import model
+from boardrec.data.input_pipeline import Batch
+from boardrec.training import model, steps
 from boardrec.training.model import Classes
 
 BINARY, THREE = Classes(['good', 'scratched'], 1), Classes(['a', 'b', 'c'], None)
@@ -116,3 +117,59 @@ def test_frozen_sum_sees_frozen_weights_only():
     assert model.frozen_sha256(classifier) == before
     classifier.model.get_layer('block1_conv1').bias.assign(np.ones(64))
     assert model.frozen_sha256(classifier) != before
+
+
+def normalised(dropout=0.5):
+    """A network of two BatchNorms, the first frozen, whose statistics are no identity."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6,))
+    x = keras.layers.Dense(6)(inputs)
+    for name, can_train in (('frozen', False), ('norm', True)):
+        layer = keras.layers.BatchNormalization(name=name, trainable=can_train)
+        x = keras.layers.Add()([layer(x), x])
+        layer.moving_mean.assign(np.linspace(-1, 1, 6))
+        layer.moving_variance.assign(np.linspace(0.5, 3, 6))
+    x = keras.layers.Dropout(dropout, seed=1)(x)
+    return keras.Model(inputs, keras.layers.Dense(1)(x))
+
+
+def test_in_training_batch_normalisation_takes_its_moving_statistics():
+    network, inputs = normalised(dropout=0), np.random.default_rng(0).normal(3, 2, (8, 6)).astype(np.float32)
+    expected = network(inputs, training=False)
+    for training in (True, False, None):
+        got = model.for_training(network)(inputs, training=training)
+        np.testing.assert_allclose(got, expected, rtol=1e-6)
+    np.testing.assert_allclose(model.for_training(network)(inputs[:3], training=True), expected[:3], rtol=1e-5)
+    random = model.for_training(normalised())
+    assert not np.array_equal(*(random(inputs, training=True) for _ in range(2))), 'dropout is still random'
+
+
+def test_a_step_trains_scale_and_offset_and_no_statistics():
+    network = normalised()
+    for_training = model.for_training(network)
+    assert {id(variable) for variable in for_training.variables} == {id(variable) for variable in network.variables}
+    assert {id(variable) for variable in for_training.trainable_variables} == {
+        id(variable) for variable in network.trainable_variables}
+    before = {variable.path: variable.numpy() for variable in network.variables}
+    optimizer = keras.optimizers.SGD(0.5)
+    optimizer.build(network.trainable_variables)
+    step = steps.make_train_step(for_training, optimizer, BINARY, strategy=None, accumulate_steps=1)
+    inputs = np.random.default_rng(0).normal(3, 2, (8, 6)).astype(np.float32)
+    step(Batch(tf.constant(inputs), tf.constant([0, 1] * 4), tf.ones([8]), tf.range(8, dtype=tf.int64)))
+    changed = {variable.path for variable in network.variables
+               if not np.array_equal(before[variable.path], variable.numpy())}
+    assert {path for path in changed if 'norm' in path or 'frozen' in path} == {'norm/gamma', 'norm/beta'}
+
+
+def test_a_network_without_batch_normalisation_is_left_as_it_is():
+    network = model.build(config(), BINARY, 'float32').model
+    assert model.for_training(network) is network
+
+
+@pytest.mark.parametrize('precision', ['float32', 'bfloat16'])
+def test_a_backbone_of_branches_trains_in_inference_mode(small_backbone, precision):
+    classifier = model.build(config(backbone=small_backbone, trainable_layers=22, dropout=0.0), BINARY, precision)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    network = model.for_training(classifier.model)
+    np.testing.assert_allclose(network(images, training=True), classifier.model(images, training=False), rtol=1e-6)
+    assert np.abs(classifier.model(images, training=True) - network(images, training=True)).max() > 1e-4

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 
 from boardrec.config import TrainConfig, UserError
@@ -90,3 +91,10 @@ def test_history_goes_to_disk_and_back(begun):
     rows = [{'epoch': 1, 'loss': 0.1 + 0.2}, {'epoch': 2, 'loss': 1e-9}]
     run_dir.write_history(run, rows)
     assert run_dir.read_history(run) == rows
+
+
+def test_a_history_that_an_earlier_version_began(tmp_path):
+    run = RunDir(tmp_path)
+    run_dir.write_history(run, [{'epoch': 1, 'loss': 0.5}, {'epoch': 2, 'loss': 0.4, 'val_seconds': 3.0}])
+    first, second = run_dir.read_history(run)
+    assert np.isnan(first['val_seconds']) and second == {'epoch': 2, 'loss': 0.4, 'val_seconds': 3.0}

@@ -26,8 +26,8 @@ def batch(count):
                  tf.range(count, dtype=tf.int64))
 
 
-def after_a_step(data, accumulate_steps=1):
-    model = network()
+def after_a_step(data, accumulate_steps=1, make=network):
+    model = make()
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build(model.trainable_variables)
     step = steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=accumulate_steps)
@@ -90,3 +90,27 @@ def test_float16_scales_and_unscales():
     steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=1)(batch(6))
     for a, b in zip(model.get_weights(), after_a_step(batch(6))[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
+def network_of_two():
+    keras.utils.set_random_seed(0)
+    inputs = [keras.Input((5,)), keras.Input((2, 3))]
+    joined = keras.layers.Concatenate()([inputs[0], keras.layers.Flatten()(inputs[1])])
+    return keras.Model(inputs, keras.layers.Dense(3)(joined))
+
+
+def batch_of_two(count):
+    """The inputs of `batch` with a second tensor, as features of a cut through branches."""
+    data = batch(count)
+    other = np.random.default_rng(count + 1).normal(size=(count, 2, 3))
+    return data._replace(inputs=(data.inputs, tf.constant(other, tf.float32)))
+
+
+@pytest.mark.parametrize(('padded', 'parts'), [(12, 3), (16, 4), (16, 1)])
+def test_several_inputs_are_padded_and_cut_into_parts_together(padded, parts):
+    whole, sums = after_a_step(batch_of_two(12), make=network_of_two)
+    in_parts, part_sums = after_a_step(
+        input_pipeline.pad(batch_of_two(12), padded), accumulate_steps=parts, make=network_of_two)
+    for a, b in zip(whole, in_parts, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    assert part_sums == pytest.approx(sums)
