@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all, their sums, and the project's cache folder. Standard library only.
+"""Files that are there whole or not at all, their sums and locks, and the project's cache folder.
 
 What is written lies under a temporary name (`.tmp-NAME-HOST-PID`, in the same folder, hence on the same file system)
 until it is on disk, and takes its name in one rename; so a reader never sees a half, also after a power cut. Whoever
@@ -8,12 +8,15 @@ lists a folder passes over names that begin with '.tmp-': they are left by a pro
 from collections.abc import Iterator
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import pathlib
 import shutil
 import socket
 from typing import BinaryIO
+
+from boardrec.config import UserError
 
 TEMPORARY_PREFIX = '.tmp-'
 _DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
@@ -97,6 +100,50 @@ def remove_leftovers(path: os.PathLike | str) -> None:
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+class LockFile:
+    """A file to hold locks through, on ranges of its bytes, which need not exist.
+
+    Locks are between processes, on several hosts too, and go with the process however it ends. Closing any LockFile of
+    the same file releases all that this process holds on it; one is closed at the latest when nothing refers to it.
+    """
+
+    def __init__(self, path: os.PathLike | str, flags: int = os.O_RDWR | os.O_CREAT):
+        self._descriptor, self._path = None, path
+        self._descriptor = os.open(path, flags, 0o666)
+
+    def acquire(self, start: int, length: int, *, shared: bool = False) -> bool:
+        """Locks bytes (length 0: to the end); False if another process holds them.
+
+        Raises UserError where the file system has no locks.
+        """
+        kind = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+        try:
+            fcntl.lockf(self._descriptor, kind | fcntl.LOCK_NB, length, start)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                return False
+            if error.errno in (errno.ENOLCK, errno.ENOTSUP):
+                raise UserError(f'{self._path}: the file system has no locks; name a folder on another.') from None
+            raise
+        return True
+
+    def release(self, start: int, length: int) -> None:
+        """Gives bytes free."""
+        fcntl.lockf(self._descriptor, fcntl.LOCK_UN, length, start)
+
+    def is_at(self, path: os.PathLike | str) -> bool:
+        """Whether this is the file at a path, and not one that was removed. Raises FileNotFoundError if none is."""
+        return os.path.samestat(os.fstat(self._descriptor), os.stat(path))
+
+    def close(self) -> None:
+        """Releases every lock that this process has on the file."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    __del__ = close
 
 
 @contextlib.contextmanager

@@ -13,8 +13,6 @@ kernel releases the locks of a process however it ends.
 from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -26,8 +24,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boardrec import progress
-from boardrec.config import UserError
 from boardrec.data import files
+from boardrec.data.files import LockFile
 
 _MANIFEST, _LOCK = 'manifest.json', 'lock'
 _NAME = re.compile('[0-9a-f]{16}')  # of a cache's folder
@@ -81,28 +79,7 @@ class Opened(NamedTuple):
     """A complete cache that can be read."""
 
     shards: list[np.ndarray]  # uint8 [records, row_bytes] each: memory, or files mapped into it
-    lock: 'LockFile | None'  # while it is open, nobody prunes the cache; None for one in memory
-
-
-class LockFile:
-    """An open file to hold locks through, which closing it releases: at the latest when nothing refers to it."""
-
-    def __init__(self, path: pathlib.Path, flags: int):
-        self._descriptor = os.open(path, flags, 0o666)
-
-    def fileno(self) -> int:
-        """The descriptor."""
-        return self._descriptor
-
-    def close(self) -> None:
-        """Releases every lock that this process has on the file."""
-        descriptor, self._descriptor = self._descriptor, None
-        if descriptor is not None:
-            os.close(descriptor)
-
-    def __del__(self):
-        if getattr(self, '_descriptor', None) is not None:
-            self.close()
+    lock: LockFile | None  # while it is open, nobody prunes the cache; None for one in memory
 
 
 def make_part(folder: pathlib.Path, key: dict[str, Any], *, records: int, row_bytes: int) -> Part:
@@ -201,9 +178,9 @@ def entries(folder: pathlib.Path) -> list[Entry]:
 
 def remove(entry: Entry) -> bool:
     """Removes a cache; False if a process computes it or reads it."""
-    lock = LockFile(entry.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+    lock = LockFile(entry.folder / _LOCK)
     try:
-        if not _lock(lock, fcntl.LOCK_EX, 0, 0):
+        if not lock.acquire(0, 0):
             return False
         paths = [path for path in entry.folder.iterdir() if _FILES.fullmatch(path.name)]
         # The manifest first, so that no half looks complete, and the lock last, so that nobody begins meanwhile.
@@ -221,15 +198,15 @@ def _use(part: Part) -> LockFile:
     while True:
         try:
             part.folder.mkdir(parents=True, exist_ok=True)
-            lock = LockFile(part.folder / _LOCK, os.O_RDWR | os.O_CREAT)
+            lock = LockFile(part.folder / _LOCK)
         except FileNotFoundError:  # pruned between the two
             continue
         except PermissionError:
             lock = LockFile(part.folder / _LOCK, os.O_RDONLY)  # others' folder: enough to read what is complete
         try:
-            while not _lock(lock, fcntl.LOCK_SH, 0, 1):
+            while not lock.acquire(0, 1, shared=True):
                 time.sleep(_POLL_SECONDS)  # it is being pruned
-            if os.path.samestat(os.fstat(lock.fileno()), os.stat(part.folder / _LOCK)):
+            if lock.is_at(part.folder / _LOCK):
                 return lock
         except FileNotFoundError:
             pass  # it was pruned
@@ -242,13 +219,13 @@ def _use(part: Part) -> LockFile:
 def _remove_damaged(part: Part, number: int, lock: LockFile) -> None:
     """Removes a shard that does not have its sum, unless somebody else is computing it or has done so."""
     manifest = _read_manifest(part)
-    if not manifest or not _has_size(part, number) or not _lock(lock, fcntl.LOCK_EX, number + 1, 1):
+    if not manifest or not _has_size(part, number) or not lock.acquire(number + 1, 1):
         return
     manifest = _read_manifest(part)
     if manifest and not _has_sum(part, number, manifest):
         progress.say(f'{part.path(number)} was damaged: its features are computed again')
         part.path(number).unlink(missing_ok=True)
-    fcntl.lockf(lock, fcntl.LOCK_UN, 1, number + 1)
+    lock.release(number + 1, 1)
 
 
 def _compute_absent(part: Part, compute: Callable, lock: LockFile, chunk_seconds: float
@@ -285,34 +262,18 @@ def _compute_absent(part: Part, compute: Callable, lock: LockFile, chunk_seconds
 def _claim(part: Part, lock: LockFile, numbers: list[int], *, at_most: int) -> list[int]:
     claimed = []
     for number in numbers:
-        if len(claimed) < at_most and _lock(lock, fcntl.LOCK_EX, number + 1, 1):
+        if len(claimed) < at_most and lock.acquire(number + 1, 1):
             if _has_size(part, number):  # done by another process since we looked
-                fcntl.lockf(lock, fcntl.LOCK_UN, 1, number + 1)
+                lock.release(number + 1, 1)
             else:
                 claimed.append(number)
     return claimed
 
 
-def _lock(file: LockFile, kind: int, start: int, length: int) -> bool:
-    """Locks bytes of a file (length 0: to the end) for this process; False if another holds them.
-
-    Raises UserError where the file system has no locks.
-    """
-    try:
-        fcntl.lockf(file, kind | fcntl.LOCK_NB, length, start)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        if error.errno in (errno.ENOLCK, errno.ENOTSUP):
-            raise UserError('--feature_cache_dir: its file system has no locks; name another.') from None
-        raise
-    return True
-
-
 def _write(part: Part, number: int, rows: np.ndarray, lock: LockFile) -> str:
     with files.atomic_write(part.path(number)) as file:
         file.write(rows)
-    fcntl.lockf(lock, fcntl.LOCK_UN, 1, number + 1)
+    lock.release(number + 1, 1)
     return hashlib.sha256(rows).hexdigest()
 
 

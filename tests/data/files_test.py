@@ -197,3 +197,43 @@ def test_a_writer_that_is_killed_leaves_the_old_content(tmp_path):
     assert len(tree(tmp_path)) == 2
     files.remove_leftovers(path)
     assert tree(tmp_path) == ['a.txt']
+
+
+HOLDS = '''
+import sys
+from boardrec.data.files import LockFile
+lock = LockFile(sys.argv[1])
+print(lock.acquire(3, 1), lock.acquire(9, 1, shared=True), flush=True)
+sys.stdin.readline()
+'''
+
+
+def test_locks_are_between_processes_and_end_with_them(tmp_path):
+    lock = files.LockFile(tmp_path / 'lock')
+    process = subprocess.Popen([sys.executable, '-c', HOLDS, tmp_path / 'lock'], stdin=subprocess.PIPE,
+                               stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout.readline() == 'True True\n'
+        assert not lock.acquire(3, 1) and not lock.acquire(3, 1, shared=True) and not lock.acquire(0, 0)
+        assert lock.acquire(2, 1) and lock.acquire(4, 5) and lock.acquire(9, 1, shared=True)
+        assert not lock.acquire(9, 1)
+        lock.release(2, 1)
+    finally:
+        process.kill()
+        process.communicate()
+    assert lock.acquire(0, 0)
+
+
+def test_a_lock_file_knows_its_place(tmp_path):
+    path = tmp_path / 'lock'
+    with pytest.raises(FileNotFoundError):
+        files.LockFile(tmp_path / 'none' / 'lock')
+    lock = files.LockFile(path)
+    assert lock.is_at(path)
+    path.unlink()
+    with pytest.raises(FileNotFoundError):
+        lock.is_at(path)
+    path.touch()
+    assert not lock.is_at(path)
+    lock.close()
+    lock.close()  # twice does no harm

@@ -91,8 +91,9 @@ def test_a_folder_of_something_else_with_a_lock_stays(tmp_path, capsys):
     other.mkdir()
     (other / 'lock').touch()
     (other / 'photograph.jpg').write_bytes(b'x')
-    inspect(tmp_path, capsys, prune='all')
-    assert (other / 'photograph.jpg').is_file()
+    lines, _ = inspect(tmp_path, capsys, prune='all')
+    assert sorted(path.name for path in other.iterdir()) == ['lock', 'photograph.jpg']
+    assert lines == [f'{tmp_path}: 0 caches, 0.0 MiB; 0.0 MiB removed']
 
 
 HOLDS_A_LOCK = '''

@@ -183,6 +183,20 @@ def test_a_computation_that_was_stopped_goes_on_with_what_is_missing(part, count
     assert_complete(part)
 
 
+def test_shards_that_are_computed_anew_may_differ_in_their_last_bits(part):
+    complete(part)
+    for number in (3, 4):
+        part.path(number).unlink()
+
+    def compute(numbers):  # as another version of the hardware's library, which is stopped on the way
+        yield 3, rows_of(part, 3) ^ 1
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        feature_store.open_or_compute(part, compute, boundary='b', damaged=[3, 4])
+    assert feature_store.missing(part) == [4]  # what was computed is not measured by the sums of what is gone
+
+
 def test_the_shards_between_are_computed_too(part):
     complete(part)
     (part.folder / 'manifest.json').unlink()
@@ -443,26 +457,26 @@ def test_a_cache_that_a_process_computes_is_not_removed(part, child, tmp_path):
 
 
 def test_what_was_done_between_looking_and_claiming_is_not_done_again(part, monkeypatch):
-    lock, done = feature_store._lock, []
+    acquire, done = files.LockFile.acquire, []
 
-    def late(file, kind, start, length):
+    def late(file, start, length, **kind):
         if start == 5 and not done:  # another process wrote it and let its lock go
             done.append(part.path(4).write_bytes(rows_of(part, 4).tobytes()))
-        return lock(file, kind, start, length)
+        return acquire(file, start, length, **kind)
 
-    monkeypatch.setattr(feature_store, '_lock', late)
+    monkeypatch.setattr(files.LockFile, 'acquire', late)
     assert computed(complete(part)) == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     assert_complete(part)
 
 
 @pytest.mark.parametrize(('number', 'error', 'message'), [
-    (errno.ENOLCK, UserError, '--feature_cache_dir: its file system has no locks; name another'),
+    (errno.ENOLCK, UserError, 'lock: the file system has no locks; name a folder on another'),
     (errno.EIO, OSError, 'as the disk says')])
 def test_a_lock_that_cannot_be_had_for_another_reason_is_told(part, monkeypatch, number, error, message):
     def fail(*_):
         raise OSError(number, 'as the disk says')
 
-    monkeypatch.setattr(feature_store.fcntl, 'lockf', fail)
+    monkeypatch.setattr(files.fcntl, 'lockf', fail)
     with pytest.raises(error, match=message):
         complete(part)
 
@@ -488,18 +502,26 @@ def test_a_shard_that_vanishes_meanwhile_is_computed_again(part):
     assert_complete(part)
 
 
+def test_what_appears_in_a_cache_while_it_is_removed_stays(part, tmp_path):
+    complete(part)
+    entry, = feature_store.entries(tmp_path)
+    (part.folder / 'notes.txt').write_text('x')
+    assert feature_store.remove(entry)
+    assert [path.name for path in part.folder.iterdir()] == ['notes.txt']
+
+
 def test_a_cache_that_was_pruned_on_the_way_is_begun_anew(part, tmp_path, monkeypatch):
     complete(part)
-    lock, pruned = feature_store._lock, []
+    acquire, pruned = files.LockFile.acquire, []
 
-    def late(file, kind, start, length):
+    def late(file, start, length, **kind):
         if not pruned:  # between the lock file's opening and its locking
             pruned.append(True)
             entry, = feature_store.entries(tmp_path)
             assert feature_store.remove(entry) and not part.folder.exists()
-        return lock(file, kind, start, length)
+        return acquire(file, start, length, **kind)
 
-    monkeypatch.setattr(feature_store, '_lock', late)
+    monkeypatch.setattr(files.LockFile, 'acquire', late)
     assert computed(complete(part, damaged=[])) == list(range(10))
     assert_complete(part)
 

@@ -47,7 +47,7 @@ def calibrate(classifier, record_set):
 
 def trunk_of(classifier, record_set, *, precision='float32', views=AS_IT_IS):
     return features.compile_trunk(cut.find(classifier), record_set, backbone='any', precision=precision, views=views,
-                          strategy=None)
+                                  strategy=None, batch_size=features._TRUNK_BATCH)
 
 
 @pytest.fixture

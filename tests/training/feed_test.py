@@ -271,6 +271,21 @@ def test_a_folder_that_cannot_be_written(settings, record_set, tmp_path, monkeyp
     assert said(capsys)[0].endswith(f'kept in memory, because {tmp_path} cannot be written')
 
 
+def test_a_cache_of_somebody_else_that_lacks_something(settings, record_set, monkeypatch):
+    config = settings()
+    plan = planned(config, record_set)[1]
+    plan.parts[1].folder.mkdir(parents=True)
+    monkeypatch.setattr(feed.os, 'access', lambda path, _: path != plan.parts[1].folder)
+    with pytest.raises(UserError, match=f'--feature_cache=on: {plan.parts[1].folder} cannot be written'):
+        planned(config, record_set)
+
+
+def test_the_trunk_takes_no_more_images_at_once_than_a_step(settings, record_set):
+    sizes = [planned(settings(batch_size=size, accumulate_steps=parts), record_set)[1].trunk.batch_size
+             for size, parts in ((64, 1), (16, 1), (16, 4))]
+    assert sizes == [32, 16, 4]
+
+
 def test_the_folder_may_be_named_from_here(settings, record_set, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert planned(settings(feature_cache_dir='not/there'), record_set)[1].feature_cache == 'on'
