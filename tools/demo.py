@@ -79,7 +79,7 @@ def _summary(demo: pathlib.Path, export: pathlib.Path, conversion: float | None)
     caches = [json.loads(path.read_bytes()) for path in (demo / 'feature_cache').glob('*/manifest.json')]
     rates = {
         'conversion': None if conversion is None else records / conversion,
-        'frozen layers': max((cache['images_per_second'] for cache in caches), default=None),
+        'frozen layers': max((cache['images_per_second'] or 0 for cache in caches), default=None),
         'an epoch': training,
         'evaluation': metrics['images_per_second'],
     }
