@@ -86,7 +86,8 @@ class TrainConfig:
         'pretrained network', 'vgg16', ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception'))
     weights: str = setting('starting weights of the backbone: imagenet, none, or a Keras weights file', 'imagenet')
     image_size: str = setting('input size in pixels: S for a square, or HEIGHTxWIDTH', '224')
-    trainable_layers: int = setting('how many of the last layers of the backbone are trained', 4)
+    trainable_layers: int = setting(
+        'how many of the last layers of the backbone are trained; pooling, activations and the like count too', 4)
     dropout: float = setting('fraction of the features dropped before the last layer in training', 0.4)
     positive_class: str = setting(
         'of two classes, the one whose probability is trained; by default `positive`, else the last of the two', '')

@@ -13,6 +13,7 @@ kernel releases the locks of a process however it ends.
 from collections.abc import Callable, Iterator
 import concurrent.futures
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -157,7 +158,7 @@ def reason_for(part: Part) -> str:
     if not others:
         return 'there are none yet'
     nearest = min((_differences(key, part.key) for key in others), key=len)
-    return f'those in {part.folder.parent} have another {", another ".join(nearest)}'
+    return f'those in {part.folder.parent} differ in {", ".join(nearest)}'
 
 
 def entries(folder: pathlib.Path) -> list[Entry]:
@@ -201,7 +202,9 @@ def _use(part: Part) -> LockFile:
             lock = LockFile(part.folder / _LOCK)
         except FileNotFoundError:  # pruned between the two
             continue
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
             lock = LockFile(part.folder / _LOCK, os.O_RDONLY)  # others' folder: enough to read what is complete
         try:
             while not lock.acquire(0, 1, shared=True):

@@ -85,7 +85,8 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
     wanted = ['on', 'memory'] if asked == 'auto' else [asked]
     possible = [name for name in wanted if not reasons[name]]
     if not possible:
-        return _without(asked, ', and '.join(reasons[name] for name in wanted))
+        return _without(asked, ', and '.join(reasons[name] for name in wanted),
+                        otherwise=', or another --feature_cache_dir' if asked == 'on' else '')
     where = folder if possible[0] == 'on' else 'memory' + (f', because {reasons["on"]}' if asked == 'auto' else '')
     progress.say(f'{what}: kept in {where}')
     return Decision(possible[0], trunk, parts, absent)
@@ -118,9 +119,9 @@ def _views(config: TrainConfig) -> Views:
     return Views(config.cached_views, config.flip_horizontal, config.flip_vertical, config.seed)
 
 
-def _without(asked: str, reason: str) -> Decision:
+def _without(asked: str, reason: str, *, otherwise: str = '') -> Decision:
     if asked != 'auto':
-        raise UserError(f'--feature_cache={asked}: {reason}; take --feature_cache=off.')
+        raise UserError(f'--feature_cache={asked}: {reason}; take --feature_cache=auto or off{otherwise}.')
     progress.say(f'features are not cached: {reason}')
     return Decision('off')
 
@@ -139,10 +140,11 @@ def _reason_against_disk(folder: pathlib.Path, parts: Sequence[Part], needed: in
     for place in (folder, *(part.folder for part in parts)):
         existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if not os.access(existing, os.W_OK) or not existing.is_dir():
-            return f'{place} cannot be written'
+            return f'{place} is no folder that can be written'
     lacking = needed + _HEADROOM_BYTES - shutil.disk_usage(existing).free
     if lacking > 0:
-        return f'{folder} lacks {lacking / 2**20:,.0f} MiB of the {needed / 2**20:,.0f} MiB needed and 1 GiB to spare'
+        return (f'{folder} lacks {lacking / 2**20:,.0f} MiB: the features need {needed / 2**20:,.0f} MiB, and 1 GiB is '
+                'left free')
     return None
 
 
@@ -179,10 +181,9 @@ def _compute_and_open(decision: Decision) -> list[Opened]:
             opened.append(
                 feature_store.read_or_compute(part, compute, absent=absent) if decision.feature_cache == 'memory' else
                 feature_store.open_or_compute(part, compute, boundary=boundary, damaged=absent))
-    if images:
+    if bar.n:  # else another process has done it all
         seconds = time.perf_counter() - start
-        progress.say(f'features of {boundary}: {images:,} images in {seconds:,.0f} s '
-                     f'({images / seconds:,.1f} images/s)')
+        progress.say(f'features of {boundary}: {bar.n:,} images in {seconds:,.0f} s ({bar.n / seconds:,.1f} images/s)')
     return opened
 
 

@@ -121,6 +121,9 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
     progress.say(f'{config.backbone} {height}x{width}, {trained:,} parameters trained and {frozen:,} frozen, '
                  f'{config.precision} on {distribute.replicas(strategy)} device(s); '
                  f'{counts["train"]:,} training and {counts["val"]:,} validation records')
+    if config.trainable_layers and not any(layer.trainable_variables for layer in classifier.backbone_layers):
+        progress.say(f'note: only the classifier is trained: none of the last {config.trainable_layers} layers of '
+                     f'{config.backbone} has weights; raise --trainable_layers to train more')
 
 
 def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, optimizer: Any, *, step: steps.Step,

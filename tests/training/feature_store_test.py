@@ -118,12 +118,13 @@ def test_opening_is_use(part):
     assert (part.folder / 'manifest.json').stat().st_mtime > 1
 
 
-def test_a_complete_cache_of_somebody_else_is_read(part, monkeypatch):
+@pytest.mark.parametrize('number', [errno.EACCES, errno.EROFS])
+def test_a_complete_cache_of_somebody_else_is_read(part, monkeypatch, number):
     complete(part)
     look = os.open
 
     def refuse(*_, **__):
-        raise PermissionError
+        raise OSError(number, 'no')
 
     monkeypatch.setattr(os, 'utime', refuse)
     monkeypatch.setattr(
@@ -300,9 +301,9 @@ def test_why_features_are_computed(part, tmp_path):
     assert feature_store.reason_for(part) == 'there are none yet'  # of this split
     complete(make_part(tmp_path, precision='bfloat16', weights='others', image_size=[64, 64]))
     assert feature_store.reason_for(part) == (
-        f'those in {tmp_path} have another weights, another image size, another precision')
+        f'those in {tmp_path} differ in weights, image size, precision')
     complete(make_part(tmp_path, weights='others'))
-    assert feature_store.reason_for(part) == f'those in {tmp_path} have another weights'
+    assert feature_store.reason_for(part) == f'those in {tmp_path} differ in weights'
     interrupted_after(part, 2)
     assert feature_store.reason_for(part) == 'they were not complete'
 
