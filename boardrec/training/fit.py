@@ -55,7 +55,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
         dataclasses.replace(config, feature_cache=asked), record_set, classifier, strategy,
         before=config.feature_cache if checkpoint.exists(run.checkpoints) else None)
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
-    run_dir.create(run, config, facts)  # now: the decision was measured, and holds also if this process is killed
+    run_dir.create(run, config, facts)  # before what may take hours
     source = feed.open_feed(config, record_set, classifier, strategy, decision)
 
     train_step = steps.make_train_step(
