@@ -17,6 +17,7 @@ from boardrec.config import UserError
 
 USER_ERROR = 2
 INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 Config = TypeVar('Config')
 
@@ -35,6 +36,9 @@ def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | N
         main(parse(config_class, argv[1:]))
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError:  # whoever read what we print, such as `head`, wants no more
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+        sys.exit(CLOSED_PIPE)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise

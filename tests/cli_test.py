@@ -3,6 +3,8 @@
 import dataclasses
 import errno
 import os
+import subprocess
+import sys
 
 from absl import flags
 import pytest
@@ -165,6 +167,20 @@ def test_a_bad_flag_is_one_line_and_status_2(capsys):
 def test_ctrl_c_is_status_130(capsys):
     assert run(raiser(KeyboardInterrupt()), *REQUIRED) == 130
     assert capsys.readouterr() == ('', 'Interrupted; the same command goes on from what is complete.\n')
+
+
+def test_a_reader_that_wants_no_more_gets_no_traceback():
+    """As in `make_records.py ... | head -1`: the reading end is closed before all is written."""
+    script = ("from boardrec import cli, progress; from boardrec.config import PredictConfig\n"
+              "def main(config):\n"
+              "    for number in range(100_000):\n"
+              "        progress.say(f'line {number}')\n"
+              "cli.run(main, PredictConfig, ['x', '--run_dir=r', '--images=i', '--output=o'])")
+    with subprocess.Popen([sys.executable, '-c', script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout.readline() == b'line 0\n'
+        process.stdout.close()
+        assert process.stderr.read() == b''
+    assert process.returncode == 141
 
 
 @pytest.mark.parametrize('error', [ValueError('a bug'), TypeError('a bug'), OSError(errno.EBADF, 'Bad descriptor')])

@@ -30,7 +30,8 @@ def main(config: InspectFeaturesConfig) -> None:
     """Prints a line for each cache, longest unused first, and removes what --prune names."""
     folder = pathlib.Path(config.feature_cache_dir)
     if not folder.is_dir():
-        raise UserError(f'--feature_cache_dir={folder}: there is no such folder.')
+        problem = 'is no folder' if folder.exists() else 'there is no such folder'
+        raise UserError(f'--feature_cache_dir={folder}: {problem}.')
     entries = feature_store.entries(folder)
     kept = removed = 0
     for entry in entries:

@@ -163,7 +163,7 @@ def _dataset(trunk: Trunk, views: Sequence[Opened], split: str, positions: np.nd
     dataset = dataset.map(read, num_parallel_calls=2, deterministic=True)
     if pad_multiple > 1:
         dataset = dataset.map(lambda batch: input_pipeline.pad(batch, pad_multiple))
-    return dataset.prefetch(2)
+    return input_pipeline.prefetch(dataset)
 
 
 def _split(rows: tf.Tensor, features: tuple[tf.TensorSpec, ...]) -> tuple[tf.Tensor, ...]:

@@ -1,6 +1,7 @@
 """Every record once, in the order of order.sequence, with the pixels of images.decode, whatever reads it."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import time
@@ -119,7 +120,7 @@ def test_an_image_that_takes_long_to_decode_keeps_its_place(opened, source_pixel
 
     ids = collected(dataset(opened))[0].record_ids
     monkeypatch.setattr(images, 'decode', slow)
-    monkeypatch.setattr(tf.data, 'AUTOTUNE', 4)  # it begins with 1 and needs seconds to find out that more are better
+    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
     options = tf.data.Options()
     options.experimental_optimization.map_and_batch_fusion = False  # fused, they keep the order whatever they are told
     got, _ = collected(dataset(opened).with_options(options))
@@ -141,6 +142,12 @@ def test_the_same_dataset_gives_the_same_epoch_again(opened):
     first, second = collected(dataset)[0], collected(dataset)[0]
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def test_nothing_waits_for_the_tuner_when_an_epoch_ends(opened):
+    """See input_pipeline.prefetch."""
+    for dataset in (train(opened), evaluate(opened)):
+        assert dataset.options().autotune.enabled is False
 
 
 def test_a_batch_has_the_types_that_a_step_takes(opened):

@@ -127,6 +127,9 @@ def test_a_bad_value_is_refused(settings, message):
 
 
 def test_a_missing_folder_is_told(tmp_path):
+    (tmp_path / 'file').touch()
+    with pytest.raises(UserError, match=f'--feature_cache_dir={tmp_path}/file: is no folder'):
+        inspect_features.main(InspectFeaturesConfig(feature_cache_dir=str(tmp_path / 'file')))
     with pytest.raises(UserError, match=f'--feature_cache_dir={tmp_path}/none: there is no such folder'):
         inspect_features.main(InspectFeaturesConfig(feature_cache_dir=f'{tmp_path}/none'))
 
