@@ -1,6 +1,6 @@
 """Cached features against what bounds them: the trunk's pass and its bare forward, the tail's epoch and its bare step.
 
-python benchmarks/features_benchmark.py --records=demo/records, after `make demo`; about 4 minutes on two CPU cores.
+python benchmarks/features_benchmark.py --records=demo/records, after `make demo`; about 6 minutes on two CPU cores.
 """
 
 import dataclasses
