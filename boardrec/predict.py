@@ -14,7 +14,7 @@ from typing import Any
 
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
-from boardrec.data import convert, files
+from boardrec.data import files, scan
 from boardrec.training import run_dir
 
 _FIRST_COLUMNS = b'source,predicted,'
@@ -64,7 +64,7 @@ def find_images(images: str) -> tuple[list[str], dict[str, str]]:
     Raises UserError if there are none.
     """
     if os.path.isdir(images):
-        regular, rejected = convert.walk(pathlib.Path(images))
+        regular, rejected = scan.walk(pathlib.Path(images))
         found = [os.path.join(images, source) for source, _ in regular]
         refused = {os.path.join(images, item.source): item.reason for item in rejected}
     else:

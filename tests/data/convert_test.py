@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, records
+from boardrec.data import convert, files, records, scan
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'make_records.py'
@@ -23,12 +23,6 @@ TOOL = ROOT / 'tools' / 'make_records.py'
 
 def settings(input_dir, output_dir='unused', **others):
     return ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **others)
-
-
-def scan(folder, **others):
-    """{source: (split, label)} and {source: reason} of a folder."""
-    found, rejected = convert.scan(settings(folder, **others))
-    return {item.source: (item.split, item.label) for item in found}, {item.source: item.reason for item in rejected}
 
 
 def touch(folder, *names, content=b'not an image'):
@@ -54,127 +48,14 @@ def outcome(folder):
     return rows | rejected
 
 
-# Layouts
-
-
-def test_the_classic_layout_keeps_its_splits(tmp_path):
-    touch(tmp_path, 'train/positive/a.png', 'train/negative/b.png', 'val/positive/deep/er/c.png', 'test/negative/d.png',
-          'test/e.png', 'f.txt', 'train/g.png')
-    found, rejected = scan(tmp_path)
-    assert found == {
-        'train/positive/a.png': ('train', 'positive'), 'train/negative/b.png': ('train', 'negative'),
-        'val/positive/deep/er/c.png': ('val', 'positive'), 'test/negative/d.png': ('test', 'negative')}
-    assert rejected == dict.fromkeys(['test/e.png', 'f.txt', 'train/g.png'], 'not in a class folder')
-
-
-def test_the_classic_layout_with_a_strange_folder_is_refused(tmp_path):
-    touch(tmp_path, 'train/positive/a.png', 'valid/positive/b.png')
-    with pytest.raises(UserError, match=r'has train/, so its folders must be among train, val and test.*valid/'):
-        scan(tmp_path)
-
-
-def test_the_flat_layout_is_split_by_the_hash_of_the_path(tmp_path):
-    names = [f'{label}/{i}.png' for label in ('positive', 'negative') for i in range(50)]
-    touch(tmp_path, *names, 'README.txt', 'positive/deep/x.png')
-    found, rejected = scan(tmp_path)
-    assert set(found) == {*names, 'positive/deep/x.png'}
-    assert all(label == source.split('/')[0] for source, (_, label) in found.items())
-    assert {split for split, _ in found.values()} == {'train', 'val', 'test'}
-    assert rejected == {'README.txt': 'not in a class folder'}
-    pinned = {name: found[name][0] for name in ('positive/0.png', 'positive/8.png', 'negative/0.png')}
-    assert pinned == {'positive/0.png': 'train', 'positive/8.png': 'val', 'negative/0.png': 'test'}, (
-        'a change moves the images of every record set from training to test: never renew these')
-
-
-def test_a_folder_named_train_that_holds_images_is_a_class(tmp_path):
-    touch(tmp_path, 'train/a.png', 'bus/b.png')
-    found, _ = scan(tmp_path, splits='train:1')
-    assert found == {'train/a.png': ('train', 'train'), 'bus/b.png': ('train', 'bus')}
-
-
-def test_a_labels_csv_replaces_the_folders(tmp_path):
-    images = tmp_path / 'images'
-    touch(images, 'a.png', 'x/b.png', 'x/c, d.png', 'x/e.png')
-    labels = images / 'labels.csv'
-    labels.write_text('path,label\na.png,good\n./x/b.png,bad\n"x/c, d.png",good\nmissing.png,good\n')
-    found, rejected = scan(images, labels_csv=str(labels), splits='train:1')
-    assert found == {'a.png': ('train', 'good'), 'x/b.png': ('train', 'bad'), 'x/c, d.png': ('train', 'good')}
-    assert rejected == {'missing.png': 'listed in labels_csv but not a file', 'x/e.png': 'not in labels_csv'}
-
-
-def test_a_labels_csv_may_name_splits(tmp_path):
-    images, labels = tmp_path / 'images', tmp_path / 'labels.csv'
-    touch(images, *(f'{i}.png' for i in range(40)), 'z.png')
-    labels.write_text('split,path,label\n' + ''.join(f',{i}.png,good\n' for i in range(40)) + 'test,z.png,bad\n')
-    found, _ = scan(images, labels_csv=str(labels))
-    assert found['z.png'] == ('test', 'bad')
-    assert {split for split, _ in found.values()} == {'train', 'val', 'test'}, 'an empty cell leaves it to the hash'
-
-
-@pytest.mark.parametrize(('text', 'match'), [
-    ('', r"must name the columns path,label.*reads ''"),
-    ('file,label\na.png,x\n', r"must name the columns path,label.*'file,label'"),
-    ('path,label\na.png,\n', 'line 2: no label for a.png'),
-    ('path,label\na.png\n', 'line 2: no label for a.png'),
-    ('path,label\na.png,x\n./a.png,y\n', 'line 3: a.png a second time'),
-    ('path,label,split\na.png,x,dev\n', "line 2: split 'dev', which is not among train, val, test"),
-])
-def test_a_labels_csv_that_cannot_be_used_is_refused_with_the_line(tmp_path, text, match):
-    images, labels = tmp_path / 'images', tmp_path / 'labels.csv'
-    touch(images, 'a.png')
-    labels.write_text(text)
-    with pytest.raises(UserError, match=f'^--labels_csv={re.escape(str(labels))}.*{match}'):
-        scan(images, labels_csv=str(labels))
-
-
-def test_a_missing_labels_csv_is_refused(tmp_path):
-    touch(tmp_path, 'a/a.png')
-    with pytest.raises(UserError, match='--labels_csv=nowhere.csv: there is no such file'):
-        scan(tmp_path, labels_csv='nowhere.csv')
-
-
-# Splits and places
+# Places
 
 
 NAMES = [f'class{i % 2}/img_{i:04d}.jpg' for i in range(2000)]
 
 
-def splits_of(folder):
-    return {source: split for source, (split, _) in scan(folder)[0].items()}
-
-
-def test_a_file_keeps_its_split_as_others_come_and_go(tmp_path):
-    touch(tmp_path, *NAMES[:300])
-    before = splits_of(tmp_path)
-    touch(tmp_path, *NAMES[300:500], 'class2/new.jpg')
-    for name in NAMES[:150]:
-        (tmp_path / name).unlink()
-    after = splits_of(tmp_path)
-    common = set(before) & set(after)
-    assert len(common) == 150
-    assert {name: before[name] for name in common} == {name: after[name] for name in common}
-
-
-def test_fractions_are_near_what_was_asked_for_in_each_class(tmp_path):
-    """Binomial: of 1,000 names a class, 0.8 has a standard deviation of 0.0126, 0.1 one of 0.0095; allowed are four."""
-    touch(tmp_path, *NAMES)
-    splits = splits_of(tmp_path)
-    for label in ('class0', 'class1'):
-        own = [split for source, split in splits.items() if source.startswith(label)]
-        assert own.count('train') / len(own) == pytest.approx(0.8, abs=0.051)
-        assert own.count('val') / len(own) == pytest.approx(0.1, abs=0.038)
-        assert own.count('test') / len(own) == pytest.approx(0.1, abs=0.038)
-
-
-def test_other_fractions_move_only_what_lies_between_the_thresholds(tmp_path):
-    touch(tmp_path, *NAMES[:500])
-    before = splits_of(tmp_path)
-    after = {source: split for source, (split, _) in scan(tmp_path, splits='train:0.9,test:0.1')[0].items()}
-    assert {(before[name], after[name]) for name in before} == {('train', 'train'), ('val', 'train'), ('test', 'test')}
-
-
 def found_items(count, size=1000):
-    return [convert.Found(name, 'train', name[:6], size) for name in NAMES[:count]]
+    return [scan.Found(name, 'train', name[:6], size) for name in NAMES[:count]]
 
 
 def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
@@ -207,7 +88,7 @@ def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files(
 
 
 def test_a_split_has_at_least_one_shard_and_splits_stand_in_their_order():
-    found = [convert.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
+    found = [scan.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
     assert [(shard.file, shard.split) for shard in convert.plan(found, 1 << 30)] == [
         (records.shard_file(split, 0, 1), split) for split in ('train', 'val', 'test')]
 
@@ -263,11 +144,11 @@ def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, image_folder, con
 
 def test_a_file_that_vanishes_during_the_conversion_is_rejected(tmp_path, image_folder):
     images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
-    found, _ = convert.scan(settings(images, splits='train:1'))
+    found, _ = scan.scan(settings(images, splits='train:1'))
     shard_plan, = convert.plan(found, 1 << 20)
     (images / 'a' / 'board001.png').unlink()
     built = convert.build_shard(str(images), str(tmp_path), shard_plan, ['a', 'b'])
-    assert built.rejected == [convert.Rejection('a/board001.png', 'unreadable: No such file or directory')]
+    assert built.rejected == [scan.Rejection('a/board001.png', 'unreadable: No such file or directory')]
     assert (built.shard.records, len(built.made), len(built.offsets)) == (3, 3, 3)
 
 
@@ -331,15 +212,6 @@ def test_a_class_with_only_rejected_images_is_refused_with_its_rejections(tmp_pa
     assert [row[:2] for row in records.read_rejected(tmp_path / 'out')] == [
         ('bad/1.png', 'not an image'), ('bad/2.png', 'not an image')]
     assert not (tmp_path / 'out' / records.MANIFEST).exists()
-
-
-@pytest.mark.parametrize('empty', ['c', 'train/c', 'val/c'])
-def test_an_empty_class_is_named(tmp_path, convert_here, empty):
-    prefix = 'train/' if '/' in empty else ''
-    touch(tmp_path / 'images', f'{prefix}a/1.png', f'{prefix}b/1.png')
-    (tmp_path / 'images' / empty).mkdir(parents=True)
-    with pytest.raises(UserError, match=rf'images/{empty}: a class with no images'):
-        convert_here(tmp_path / 'images', tmp_path / 'out')
 
 
 def test_folders_that_cannot_be_used_are_refused(tmp_path, convert_here, image_folder):
@@ -674,21 +546,6 @@ def test_one_worker_writes_the_same_bytes_and_the_parent_stays_without_tensorflo
     assert tree_sums(tmp_path / 'out') == tree_sums(tmp_path / 'here')
 
 
-def test_a_labels_csv_as_excel_writes_it(image_folder, convert_here, tmp_path):
-    source = image_folder({'x': 6})
-    names = sorted(path.name for path in (source / 'x').iterdir())
-    rows = ''.join(f'x/{name},{"ab"[i % 2]},train\n' for i, name in enumerate(names))
-    table = tmp_path / 'labels.csv'
-    table.write_bytes(b'\xef\xbb\xbf' + f'path,label,split\n{rows}'.encode())
-    assert convert_here(source, tmp_path / 'records', labels_csv=str(table)).class_names == ['a', 'b']
-    table.write_text('path,label\n' + rows.replace('x/', 'C:').replace(',train', ''))
-    with pytest.raises(UserError, match="none of its paths is a file below .* the first is 'C:board000.jpg'"):
-        convert_here(source, tmp_path / 'others', labels_csv=str(table))
-    table.write_text('path,label\n' + 'x' * 200_000 + ',a\n')
-    with pytest.raises(UserError, match='line 2: no CSV'):
-        convert_here(source, tmp_path / 'others', labels_csv=str(table))
-
-
 def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, tmp_path):
     source = image_folder({'train/a': 4, 'train/b': 4, 'val/a': 2, 'val/b': 2})
     for path in source.glob('val/*/*'):
@@ -697,10 +554,3 @@ def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, 
     assert list(manifest.splits) == ['train'] and len(records.read_rejected(tmp_path / 'records')) == 4
     assert not list((tmp_path / 'records').glob('*-val.*'))
     assert convert_here(source, tmp_path / 'records') == manifest  # nothing to do
-
-
-def test_slips_are_noted(image_folder, convert_here, tmp_path, capsys):
-    convert_here(image_folder({'train/good': 4, 'train/bad': 4, 'val/good': 2, 'train/drity': 1}), tmp_path / 'records')
-    out = capsys.readouterr().out
-    assert '11 files, 11 of them in 3 classes (bad 4, drity 1, good 6)' in out
-    assert "note: no image of class 'bad' in the val split" in out

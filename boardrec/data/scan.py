@@ -1,0 +1,198 @@
+"""Which files become records: where they are looked for, the split and class of each, what is refused.
+
+In: a folder, with class folders or a CSV file of labels. Out: each file, as found or as rejected with its reason. Where
+nothing else says a file's split, a hash of its path does, so that it stays there as others come and go.
+"""
+
+from collections import Counter
+import csv
+import hashlib
+import os
+import pathlib
+import stat
+from typing import NamedTuple
+
+from boardrec import progress
+from boardrec.config import ConvertConfig, SPLITS, UserError
+
+_CLASSES_SHOWN = 10
+
+
+class Found(NamedTuple):
+    """One file that is to become a record."""
+
+    source: str  # relative to the input root
+    split: str
+    label: str
+    bytes: int
+
+
+class Rejection(NamedTuple):
+    """One file that becomes no record, and why."""
+
+    source: str
+    reason: str
+    sha256: str = ''  # of the bytes that were refused, if it came to reading them
+
+
+def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
+    """Finds the files below config.input_dir and what split and class each belongs to, sorted by path."""
+    root = pathlib.Path(config.input_dir)
+    regular, rejected = walk(root)
+    if not regular:
+        raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or '
+                        '{train,val,test}/CLASS/ there.')
+    if config.labels_csv:
+        found, others = _by_labels_csv(config, regular)
+    else:
+        found, others = _by_folders(config, root, regular)
+    if not found:
+        raise UserError(f'--input_dir={root}: no file lies in a class folder: images belong into CLASS/ or '
+                        '{train,val,test}/CLASS/ there, or name a --labels_csv.')
+    told = {item.source for item in rejected}
+    return found, sorted(rejected + [item for item in others if item.source not in told])
+
+
+def walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
+    """Every regular file below root as (relative path, bytes), through links, each folder once; and all that is not."""
+    regular, rejected, seen = [], [], set()
+
+    def relative(path: str) -> str:
+        return os.path.relpath(path, root)
+
+    def unreadable(error: OSError) -> None:
+        rejected.append(Rejection(relative(error.filename), f'unreadable folder: {error.strerror}'))
+
+    for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
+        info = os.stat(folder)
+        if (info.st_dev, info.st_ino) in seen:
+            rejected.append(Rejection(relative(folder), 'folder found a second time, through a link'))
+            subfolders.clear()
+            continue
+        seen.add((info.st_dev, info.st_ino))
+        subfolders.sort()
+        for name in names:
+            path = os.path.join(folder, name)
+            try:
+                info = os.stat(path)
+            except OSError as error:
+                rejected.append(Rejection(relative(path), f'unreadable: {error.strerror}'))
+                continue
+            if stat.S_ISREG(info.st_mode):
+                regular.append((relative(path), info.st_size))
+            else:
+                rejected.append(Rejection(relative(path), 'not a regular file'))
+    return sorted(regular), rejected
+
+
+def path_hash(salt: str, source: str) -> int:
+    """A uniform 64-bit number from a path; the salt keeps the choice of split and of place independent."""
+    return int.from_bytes(hashlib.sha256(salt.encode() + b'\0' + os.fsencode(source)).digest()[:8], 'big')
+
+
+def describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str]) -> None:
+    """Says what was found, and what of it looks like a slip."""
+    of_class, of_split = Counter(item.label for item in found), Counter(item.split for item in found)
+    shown = [f'{name} {of_class[name]:,}' for name in classes[:_CLASSES_SHOWN]]
+    shown += ['...'] * (len(classes) > _CLASSES_SHOWN)
+    progress.say(f'{root}: {len(found) + len(rejected):,} files, {len(found):,} of them in {len(classes)} classes '
+                 f'({", ".join(shown)}); ' + ', '.join(f'{split} {of_split[split]:,}' for split in SPLITS))
+    there = {(item.split, item.label) for item in found}
+    for split in SPLITS:
+        lacking = [name for name in classes if of_split[split] and (split, name) not in there]
+        if lacking:
+            progress.say(f'note: no image of class {lacking[0]!r} in the {split} split')
+
+
+def check_classes(found: list[Found], classes: list[str], root: pathlib.Path) -> None:
+    """Raises UserError unless there are two classes or more, each with a good name and a training image."""
+    if len(classes) < 2:
+        raise UserError(f'--input_dir={root}: only one class, {classes[0]!r}; a classifier needs at least two.')
+    odd = [name for name in classes if not name.isprintable() or name != name.strip()]
+    if odd:
+        raise UserError(f'--input_dir={root}: the class {odd[0]!r} has a name with line breaks, outer blanks or bytes '
+                        'that are not UTF-8: rename it.')
+    missing = set(classes) - {item.label for item in found if item.split == 'train'}
+    if missing:
+        raise UserError(f'--input_dir={root}: no training image of class {min(missing)!r}; '
+                        'add some, or give the training split more with --splits.')
+
+
+def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[tuple[str, int]]
+                ) -> tuple[list[Found], list[Rejection]]:
+    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
+    train = root / 'train'
+    has_splits = train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
+    if has_splits and not set(folders) <= set(SPLITS):
+        other = min(set(folders) - set(SPLITS))
+        raise UserError(f'--input_dir={root} has train/, so its folders must be among train, val and test: '
+                        f'rename or move away {other}/.')
+    depth = 2 if has_splits else 1
+    tops = [(split, root / split) for split in folders] if has_splits else [(None, root)]
+    for _, top in tops:
+        _refuse_empty_classes(top, depth, regular, root)
+    found, rejected = [], []
+    for source, size in regular:
+        parts = pathlib.PurePath(source).parts
+        if len(parts) <= depth:
+            rejected.append(Rejection(source, 'not in a class folder'))
+            continue
+        split = parts[0] if has_splits else _split_of(source, config)
+        found.append(Found(source, split, parts[depth - 1], size))
+    return found, rejected
+
+
+def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[tuple[str, int]], root: pathlib.Path) -> None:
+    filled = {pathlib.PurePath(source).parts[:depth] for source, _ in regular}
+    for entry in sorted(top.iterdir()):
+        if entry.is_dir() and entry.relative_to(root).parts not in filled:
+            raise UserError(f'{entry}: a class with no images; put some there or remove the folder.')
+
+
+def _split_of(source: str, config: ConvertConfig) -> str:
+    """The split whose stretch of [0, 1) the path's hash falls into; the same thresholds for each class."""
+    place, end = path_hash('split', source) / 2**64, 0.0
+    for split, fraction in config.split_fractions().items():
+        end += fraction
+        if place < end:
+            return split
+    return split
+
+
+def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tuple[list[Found], list[Rejection]]:
+    path = pathlib.Path(config.labels_csv)
+    rows = _read_labels_csv(path)
+    sizes, found, rejected, listed = dict(regular), [], [], set()
+    for number, row in rows:
+        source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
+        source = os.path.normpath(source)
+        if not label or split not in ('', *SPLITS) or source in listed:
+            problem = (f'{source} a second time' if source in listed else f'no label for {source}' if not label
+                       else f'split {split!r}, which is not among {", ".join(SPLITS)}')
+            raise UserError(f'--labels_csv={path}, line {number}: {problem}.')
+        listed.add(source)
+        if source in sizes:
+            found.append(Found(source, split or _split_of(source, config), label, sizes[source]))
+        else:
+            rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
+    if not found:
+        raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
+                        f'they must be relative to it, and the first is {rows[0][1]["path"] if rows else "missing"!r}.')
+    own = os.path.relpath(path.resolve(), pathlib.Path(config.input_dir).resolve())
+    rejected += [Rejection(source, 'not in labels_csv') for source in sizes if source not in listed and source != own]
+    return sorted(found), rejected
+
+
+def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
+    """The rows with their line numbers."""
+    if not path.is_file():
+        raise UserError(f'--labels_csv={path}: {"is a folder" if path.is_dir() else "there is no such file"}.')
+    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
+        reader = csv.DictReader(file)
+        try:
+            if not {'path', 'label'} <= set(reader.fieldnames or ()):
+                raise UserError(f'--labels_csv={path}: its first line must name the columns path,label[,split]; '
+                                f'it reads {",".join(reader.fieldnames or ())!r}.')
+            return [(reader.line_num, row) for row in reader]
+        except csv.Error as error:
+            raise UserError(f'--labels_csv={path}, line {reader.line_num + 1}: no CSV ({error}).') from None
