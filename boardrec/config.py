@@ -41,6 +41,13 @@ def _check_at_least(config, minimum: float, *names: str) -> None:
         _check(value < _LIMIT, name, value, f'below {_LIMIT}')
 
 
+def _height_width(image_size: str) -> tuple[int, int]:
+    match = re.fullmatch(r'(\d+)(?:x(\d+))?', image_size)
+    height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
+    _check(min(height, width) >= 8, 'image_size', image_size, 'S or HEIGHTxWIDTH, each at least 8 pixels')
+    return height, width
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConvertConfig:
     """Settings of tools/make_records.py."""
@@ -52,14 +59,45 @@ class ConvertConfig:
         'train:0.8,val:0.1,test:0.1')
     labels_csv: str = setting(
         'CSV file with columns path,label[,split] (paths relative to --input_dir) that replaces the folder names', '')
+    image_size: str = setting(
+        'resize images when they are converted, in pixels: S, or HEIGHTxWIDTH; by default they keep their size', '')
+    resize: str = setting(
+        'shorter makes the shorter side S, keeps the proportions and enlarges nothing; squash makes exactly the size '
+        'that is asked for; pad fits images into it, keeps their proportions and leaves the rest black, which predict '
+        'and the export do not', 'shorter', ('shorter', 'squash', 'pad'))
+    encoding: str = setting(
+        'what records hold: the bytes of the files themselves (keep), jpeg, lossless png, or raw pixels, which need no '
+        'decoding (and one size: squash or pad)', 'keep', ('keep', 'jpeg', 'png', 'raw'))
+    jpeg_quality: int = setting('quality of --encoding=jpeg', 95)
     shard_mib: int = setting('aim for shards of this many MiB', 32)
     workers: int = setting('worker processes; 0 takes one for each CPU core', 0)
     overwrite: bool = setting('replace the records that --output_dir holds already', False)
 
     def __post_init__(self):
+        _check_choices(self)
         _check_at_least(self, 1, 'shard_mib')
         _check_at_least(self, 0, 'workers')
         self.split_fractions()
+        self._check_storage()
+
+    def height_width(self) -> tuple[int, int] | None:
+        """`image_size` as (height, width) in pixels; None if images keep their size."""
+        return _height_width(self.image_size) if self.image_size else None
+
+    def _check_storage(self) -> None:
+        """Refuses settings of what records hold that contradict each other or would have no effect."""
+        size = self.height_width()
+        _check(self.encoding != 'keep' or size is None, 'encoding', self.encoding,
+               f'jpeg (small), png (lossless) or raw (fastest) with --image_size={self.image_size}, because bytes that '
+               'are kept have the size that they have')
+        _check(self.resize == 'shorter' or size is not None, 'resize', self.resize, 'given with --image_size')
+        _check(self.resize != 'shorter' or size is None or size[0] == size[1], 'image_size', self.image_size,
+               'S with --resize=shorter; give --resize=squash or --resize=pad for HEIGHTxWIDTH')
+        _check(self.encoding != 'raw' or (size is not None and self.resize != 'shorter'), 'encoding', self.encoding,
+               'given with --image_size and --resize=squash or --resize=pad, because raw images all have one size')
+        _check(1 <= self.jpeg_quality <= 100, 'jpeg_quality', self.jpeg_quality, 'from 1 to 100')
+        _check(self.encoding == 'jpeg' or self.jpeg_quality == type(self).jpeg_quality, 'jpeg_quality',
+               self.jpeg_quality, f'left out with --encoding={self.encoding}')
 
     def split_fractions(self) -> dict[str, float]:
         """`splits` as {split: fraction}, in the order train, val, test; fractions add up to 1."""
@@ -104,7 +142,7 @@ class TrainConfig:
     plateau_patience: int = setting('epochs without a better validation loss before schedule=plateau acts', 5)
     early_stopping_patience: int = setting(
         'stop after this many epochs without a better validation loss; 0 never stops early', 10)
-    shuffle_records: int = setting('records that are shuffled together, after their blocks were shuffled', 2048)
+    shuffle_records: int = setting('about how many records are shuffled together, after their blocks were', 2048)
     seed: int = setting('seed of weights, order and dropout', 0)
 
     precision: str = setting(
@@ -118,10 +156,23 @@ class TrainConfig:
         'auto', ('auto', 'on', 'off', 'memory'))
     feature_cache_dir: str = setting('folder for cached features; by default feature_cache/ beside the records', '')
     cached_views: int = setting(
-        'augmented views of each training image, one of which an epoch takes, each in its turn; 1 is the image itself',
-        1)
-    flip_horizontal: bool = setting('with several views, mirror them left to right', True)
-    flip_vertical: bool = setting('with several views, mirror them top to bottom', True)
+        'augmented views of each training image, one of which an epoch takes, each in its turn; 1 is the image itself, '
+        '0 stands for a new view each epoch, which cannot be cached', 1)
+    flip_horizontal: bool = setting('views are mirrored left to right', True)
+    flip_vertical: bool = setting('views are mirrored top to bottom', True)
+    quarter_turns: bool = setting('views are turned by quarter turns; by half turns if the input is no square', False)
+    crop_area: float = setting('views are crops of this share of the area, or more', 0.9)
+    rotation: float = setting('views are turned by up to this many degrees', 0.0)
+    brightness: float = setting('views are brighter or darker by up to this share', 0.1)
+    contrast: float = setting('views have contrast more or less by up to this share', 0.1)
+    saturation: float = setting('views have saturation more or less by up to this share', 0.0)
+    hue: float = setting('views have hues turned by up to this share of the colour circle', 0.0)
+    jpeg_quality: int = setting('views are compressed as JPEG of this quality or more; 100 does not', 100)
+    erasing: float = setting('views have a rectangle of up to this share of the area painted over', 0.0)
+    pipeline_ram_mb: int = setting('MiB that the input pipeline may buffer; the order does not depend on it', 1024)
+    data_service: str = setting(
+        'grpc://HOST:PORT of a tf.data service whose workers read and decode in place of this host; the order of the '
+        'records is then not promised', '')
     strategy: str = setting(
         'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored'))
     gpus: str = setting('GPUs to use, like 0,1; by default all', '')
@@ -129,26 +180,43 @@ class TrainConfig:
     def __post_init__(self):
         _check_choices(self)
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
-                        'cached_views')
-        _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed')
+                        'pipeline_ram_mb')
+        _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
         _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
         _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
         _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')
         _check(0 < self.plateau_factor < 1, 'plateau_factor', self.plateau_factor, 'between 0 and 1')
         _check(self.batch_size % self.accumulate_steps == 0, 'accumulate_steps', self.accumulate_steps,
                f'a divisor of --batch_size={self.batch_size}')
-        mirrorings = 2 ** (self.flip_horizontal + self.flip_vertical)
-        _check(self.cached_views <= mirrorings, 'cached_views', self.cached_views,
-               f'at most {mirrorings}, or views would be the same: see --flip_horizontal and --flip_vertical')
+        _check(0 < self.crop_area <= 1, 'crop_area', self.crop_area, 'above 0 and at most 1')
+        for name in ('brightness', 'contrast', 'saturation', 'erasing'):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), 'at least 0 and below 1')
+        _check(0 <= self.hue <= 0.5, 'hue', self.hue, 'from 0 to 0.5')
+        _check(0 <= self.rotation <= 180, 'rotation', self.rotation, 'from 0 to 180')
+        _check(1 <= self.jpeg_quality <= 100, 'jpeg_quality', self.jpeg_quality, 'from 1 to 100')
+        _check(self.cached_views < 2**16, 'cached_views', self.cached_views, f'below {2**16}')
+        self._check_views()
+        _check(re.fullmatch(r'(grpc://[^/:]+:\d+)?', self.data_service) is not None, 'data_service', self.data_service,
+               'like grpc://HOST:PORT')
         _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')
         self.height_width()
 
+    def _check_views(self) -> None:
+        """Refuses ops without views, and more views than there are ways to mirror and turn, if nothing else differs."""
+        for name in ('quarter_turns', 'rotation', 'saturation', 'hue', 'jpeg_quality', 'erasing'):
+            value = getattr(self, name)
+            _check(self.cached_views != 1 or value == getattr(type(self), name), name, value,
+                   'given with --cached_views=4, for example, or 0, because one view is the image as it is')
+        flips, (height, width) = self.flip_horizontal + self.flip_vertical, self.height_width()
+        poses = (8 if height == width else 4) // (1 if flips else 2) if self.quarter_turns else 2**flips
+        other = (self.rotation, self.brightness, self.contrast, self.saturation, self.hue, self.erasing,
+                 1 - self.crop_area, 100 - self.jpeg_quality)
+        _check(self.cached_views <= poses or any(other), 'cached_views', self.cached_views,
+               f'at most {poses}, or views would be the same: see --flip_horizontal and the flags that follow it')
+
     def height_width(self) -> tuple[int, int]:
         """`image_size` as (height, width) in pixels."""
-        match = re.fullmatch(r'(\d+)(?:x(\d+))?', self.image_size)
-        height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
-        _check(min(height, width) >= 8, 'image_size', self.image_size, 'S or HEIGHTxWIDTH, each at least 8 pixels')
-        return height, width
+        return _height_width(self.image_size)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -159,10 +227,19 @@ class EvaluateConfig:
     split: str = setting('records to evaluate', 'test', SPLITS)
     records: str = setting('folder of the same records, if they have moved since training', '')
     batch_size: int = setting('images a step', 32)
+    check_sources: int = setting(
+        'how many records to compare with the files that they were made from, which lie in --input_dir: how far their '
+        'probabilities differ', 0)
+    input_dir: str = setting('folder that the records were converted from, for --check_sources', '')
 
     def __post_init__(self):
         _check_choices(self)
         _check_at_least(self, 1, 'batch_size')
+        _check_at_least(self, 0, 'check_sources')
+        _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
+               'given with --input_dir, the folder that the records were converted from')
+        _check(self.check_sources > 0 or self.input_dir == '', 'input_dir', self.input_dir,
+               'given with --check_sources, the number of records to compare')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

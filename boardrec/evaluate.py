@@ -17,6 +17,7 @@ def main(config: EvaluateConfig) -> None:
     """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
+    from boardrec.data import images
     from boardrec.reporting import metrics, report
     from boardrec.training import inference
 
@@ -26,9 +27,10 @@ def main(config: EvaluateConfig) -> None:
     identity = {
         'split': config.split, 'inference_precision': predictor.config.inference_precision,
         'weights_sha256': predictor.facts['weights_sha256'], 'records_fingerprint': record_set.manifest.fingerprint,
-        'boardrec': boardrec.__version__}
+        'decode_version': images.DECODE_VERSION, 'boardrec': boardrec.__version__}
     names, positive = predictor.classes.names, predictor.config.positive_class or None
-    speed = _speed_if_done(folder, identity)
+    sample = _sources(config, record_set) if config.check_sources else []
+    speed, source_check = _earlier(folder, identity)
     if speed is None:
         predictions, speed = _predict(config, predictor, record_set)
         folder.mkdir(parents=True, exist_ok=True)
@@ -37,18 +39,21 @@ def main(config: EvaluateConfig) -> None:
         progress.say(f'{folder}: predictions are there already')
     # Computed from the file, so that whoever has the file can compute the same.
     predictions, _ = metrics.read_predictions(folder / 'predictions.csv')
+    if sample:
+        source_check = _check_sources(config, predictor, sample, predictions)
     values = metrics.compute(predictions, names, positive)
     text = metrics.classification_report_text(predictions, names, positive)
     with files.atomic_write(folder / 'classification_report.txt') as file:
         file.write(text.encode())
     metrics.write_json(folder / 'metrics.json', {
         **values, **identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv'),
-        'images_per_second': speed})
+        'images_per_second': speed, 'source_check': source_check})
     predictor.run.report.parent.mkdir(exist_ok=True)
     report.write(
         predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
         history=run_dir.read_history(predictor.run), metrics=values, predictions=predictions, class_names=names,
-        read_image=lambda record_id: records.read_image(record_set, record_id))
+        read_image=lambda record_id: images.picture(
+            records.read_image(record_set, record_id), record_set.manifest.storage))
     progress.say(text.rstrip())
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
     progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '
@@ -68,15 +73,15 @@ def _open_records(config: EvaluateConfig, predictor: Any) -> records.RecordSet:
     return record_set
 
 
-def _speed_if_done(folder: pathlib.Path, identity: dict[str, Any]) -> float | None:
-    """The images/s of an earlier evaluation of exactly this, or None if there is no whole one."""
+def _earlier(folder: pathlib.Path, identity: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
+    """The images/s of an earlier evaluation of exactly this, if there is a whole one, and its check of sources."""
     try:
         earlier = json.loads((folder / 'metrics.json').read_bytes())
         done = {**identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
         same = all(earlier[name] == value for name, value in done.items())
-        return earlier['images_per_second'] if same else None
+        return (earlier['images_per_second'], earlier['source_check']) if same else (None, None)
     except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return None, None
 
 
 def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> tuple[Any, float]:
@@ -98,6 +103,48 @@ def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordS
     return metrics.Predictions(
         np.array(ids, np.int64), record_set.sources[ids.start:ids.stop], record_set.labels[ids.start:ids.stop],
         np.concatenate(rows)), len(ids) / seconds
+
+
+def _sources(config: EvaluateConfig, record_set: records.RecordSet) -> list[records.Row]:
+    """Records of the split, evenly spaced, as many as there are or as are to be checked.
+
+    Raises UserError if the source of one is missing or has other bytes than it was converted from.
+    """
+    ids = record_set.split_range(config.split)
+    count = min(config.check_sources, len(ids))
+    chosen = {ids[number * len(ids) // count] for number in range(count)}
+    rows = [row for row in records.read_index(record_set.folder) if row.record_id in chosen]
+    for row in rows:
+        path = pathlib.Path(config.input_dir, row.source)
+        if not path.is_file():
+            raise UserError(f'{path} is missing: name the folder that the records were converted from with '
+                            '--input_dir.')
+        if files.sha256_of(path) != row.sha256:
+            raise UserError(f'{path} has changed since its record was made from it: name a folder with the files as '
+                            'they were with --input_dir, or convert the images again.')
+    return rows
+
+
+def _check_sources(config: EvaluateConfig, predictor: Any, rows: list[records.Row], predictions: Any) -> dict[str, Any]:
+    """How far the probabilities of these records lie from those of their sources, which predict and the export see."""
+    import numpy as np
+
+    from boardrec.reporting import metrics
+    from boardrec.training import inference
+    function, read = inference.probabilities(predictor), inference.file_reader(predictor)
+    batches = [rows[i:i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
+    of_sources = np.concatenate([
+        function(np.stack([read(pathlib.Path(config.input_dir, row.source).read_bytes()) for row in batch])).numpy()
+        for batch in batches])
+    of_records = predictions.probabilities[[row.record_id - predictions.record_ids[0] for row in rows]]
+    difference, positive = np.abs(of_records - of_sources), predictor.classes.positive
+    decisions = metrics.decide(of_records, positive) != metrics.decide(of_sources, positive)
+    check = {'records': len(rows), 'max_difference': float(difference.max()),
+             'mean_difference': float(difference.mean()), 'decisions_differ': int(decisions.sum())}
+    progress.say(f'{check["records"]} records and their source files: probabilities differ by at most '
+                 f'{check["max_difference"]:.2g}, on average by {check["mean_difference"]:.2g}; '
+                 f'{check["decisions_differ"]} of {check["records"]} decisions differ')
+    return check
 
 
 def _facts(predictor: Any, record_set: records.RecordSet, speed: float) -> dict[str, dict[str, object]]:

@@ -78,22 +78,19 @@ def find_images(images: str) -> tuple[list[str], dict[str, str]]:
 def _rows(sources: list[str], refused: dict[str, str], predictor: Any, batch_size: int) -> Iterator[list[str]]:
     """The rows of the output, in order; the next batch is read while one is computed."""
     import numpy as np
-    import tensorflow as tf
 
     from boardrec.data import images
     from boardrec.reporting import metrics
     from boardrec.training import inference
     names = predictor.classes.names
-    function, (height, width) = inference.probabilities(predictor), predictor.config.height_width()
-    decode = tf.function(lambda encoded: images.decode(encoded, height, width),
-                         input_signature=[tf.TensorSpec([], tf.string)]).get_concrete_function()
+    function, read = inference.probabilities(predictor), inference.file_reader(predictor)
 
     def load(source: str) -> tuple[str, Any, str]:
         """(source, pixels or None, error)."""
         if source in refused:
             return source, None, refused[source]
         try:
-            return source, decode(tf.constant(images.normalise(pathlib.Path(source).read_bytes()))).numpy(), ''
+            return source, read(pathlib.Path(source).read_bytes()), ''
         except images.Rejected as error:
             return source, None, str(error)
         except OSError as error:

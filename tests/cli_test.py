@@ -37,7 +37,8 @@ def test_the_settings_of_cached_features():
     assert settings.flip_horizontal is True and settings.flip_vertical is False
     assert '--flip_vertical=false\n' in cli.to_flagfile(settings)
     with pytest.raises(UserError, match='^--cached_views=4: must be at most 1, or views'):
-        parse('--cached_views=4', '--noflip_vertical', '--flip_horizontal=false')
+        parse('--cached_views=4', '--noflip_vertical', '--flip_horizontal=false', '--crop_area=1', '--brightness=0',
+              '--contrast=0')
 
 
 @pytest.mark.parametrize(('args', 'match'), [

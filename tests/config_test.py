@@ -55,6 +55,12 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (ConvertConfig, 'splits', 'train:0.9,valid:0.1', 'like train:0.8,val:0.1,test:0.1'),
     (ConvertConfig, 'splits', 'train:0.9,val:nan', 'add up to 1'),
     (ConvertConfig, 'splits', 'train:half,val:half', 'add up to 1'),
+    (ConvertConfig, 'resize', 'longer', 'one of shorter, squash, pad'),
+    (ConvertConfig, 'encoding', 'webp', 'one of keep, jpeg, png, raw'),
+    (ConvertConfig, 'resize', 'squash', 'given with --image_size'),
+    (ConvertConfig, 'resize', 'pad', 'given with --image_size'),
+    (ConvertConfig, 'encoding', 'raw', 'given with --image_size and --resize=squash or --resize=pad'),
+    (ConvertConfig, 'jpeg_quality', 80, 'left out with --encoding=keep'),
     (TrainConfig, 'backbone', 'vgg61', 'one of vgg16'),
     (TrainConfig, 'image_size', '', 'S or HEIGHTxWIDTH'),
     (TrainConfig, 'image_size', '224x', 'S or HEIGHTxWIDTH'),
@@ -87,15 +93,32 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'precision', 'float64', 'one of auto, float32, bfloat16, float16'),
     (TrainConfig, 'inference_precision', 'auto', 'one of float32, bfloat16, float16'),
     (TrainConfig, 'feature_cache', 'yes', 'one of auto, on, off, memory'),
-    (TrainConfig, 'cached_views', 0, 'at least 1'),
-    (TrainConfig, 'cached_views', -3, 'at least 1'),
+    (TrainConfig, 'cached_views', -1, 'at least 0'),
+    (TrainConfig, 'cached_views', 2**16, 'below 65536'),
     (TrainConfig, 'cached_views', 2**32, 'below'),
+    (TrainConfig, 'crop_area', 0.0, 'above 0 and at most 1'),
+    (TrainConfig, 'crop_area', 1.01, 'above 0 and at most 1'),
+    (TrainConfig, 'rotation', -1.0, 'from 0 to 180'),
+    (TrainConfig, 'rotation', 181.0, 'from 0 to 180'),
+    (TrainConfig, 'brightness', 1.0, 'at least 0 and below 1'),
+    (TrainConfig, 'contrast', -0.1, 'at least 0 and below 1'),
+    (TrainConfig, 'saturation', float('nan'), 'at least 0 and below 1'),
+    (TrainConfig, 'erasing', 1.0, 'at least 0 and below 1'),
+    (TrainConfig, 'hue', 0.6, 'from 0 to 0.5'),
+    (TrainConfig, 'jpeg_quality', 0, 'from 1 to 100'),
+    (TrainConfig, 'jpeg_quality', 101, 'from 1 to 100'),
+    (TrainConfig, 'pipeline_ram_mb', 0, 'at least 1'),
+    (TrainConfig, 'data_service', 'localhost:5000', 'like grpc://HOST:PORT'),
+    (TrainConfig, 'data_service', 'grpc://localhost', 'like grpc://HOST:PORT'),
     (TrainConfig, 'strategy', 'two', 'one of auto, one, mirrored'),
     (TrainConfig, 'gpus', '0;1', 'numbers like 0,1'),
     (TrainConfig, 'gpus', '0,', 'numbers like 0,1'),
     (TrainConfig, 'gpus', '-1', 'numbers like 0,1'),
     (EvaluateConfig, 'split', 'dev', 'one of train, val, test'),
     (EvaluateConfig, 'batch_size', 0, 'at least 1'),
+    (EvaluateConfig, 'check_sources', -1, 'at least 0'),
+    (EvaluateConfig, 'check_sources', 5, 'given with --input_dir, the folder that the records were converted from'),
+    (EvaluateConfig, 'input_dir', 'IMAGES', 'given with --check_sources'),
     (PredictConfig, 'batch_size', 0, 'at least 1'),
 ])
 def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, value, wanted):
@@ -110,8 +133,9 @@ def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, 
 @pytest.mark.parametrize('values', [
     {'dropout': 0.0}, {'momentum': 0.0}, {'weight_decay': 0.0}, {'trainable_layers': 0}, {'early_stopping_patience': 0},
     {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'},
-    {'seed': 2**32 - 1}, {'cached_views': 1, 'flip_horizontal': False, 'flip_vertical': False},
-    {'cached_views': 2, 'flip_horizontal': False}, {'cached_views': 2, 'flip_vertical': False}, {'cached_views': 4},
+    {'seed': 2**32 - 1}, {'cached_views': 2**16 - 1}, {'cached_views': 0}, {'crop_area': 1.0},
+    {'hue': 0.5, 'cached_views': 2}, {'rotation': 180.0, 'cached_views': 0}, {'jpeg_quality': 1, 'cached_views': 0},
+    {'data_service': 'grpc://10.0.0.1:5050'}, {'data_service': ''},
     *({'backbone': name} for name in ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception')),
     *({'feature_cache': name} for name in ('auto', 'on', 'off', 'memory')),
 ])
@@ -120,14 +144,68 @@ def test_values_at_the_edge_are_accepted(values):
     assert {name: getattr(settings, name) for name in values} == values
 
 
-def test_views_that_cannot_differ_are_refused():
-    with pytest.raises(UserError, match='^--cached_views=2: must be at most 1, or views would be the same'):
-        make(TrainConfig, cached_views=2, flip_horizontal=False, flip_vertical=False)
+AS_THEY_ARE = {'flip_horizontal': False, 'flip_vertical': False, 'crop_area': 1.0, 'brightness': 0.0, 'contrast': 0.0}
+FLIP, TURN = {'flip_vertical': True}, {'quarter_turns': True}
+
+
+@pytest.mark.parametrize(('settings', 'poses'), [
+    ({}, 1), (FLIP, 2), ({**FLIP, 'flip_horizontal': True}, 4), (TURN, 4), ({**TURN, 'image_size': '64x32'}, 2),
+    ({**TURN, **FLIP}, 8), ({**TURN, **FLIP, 'image_size': '64x32'}, 4)])
+def test_views_that_cannot_differ_are_refused(settings, poses):
+    make(TrainConfig, cached_views=poses, **{**AS_THEY_ARE, **settings})
+    with pytest.raises(UserError, match=f'^--cached_views={poses + 1}: must be at most {poses}, or views would be the'):
+        make(TrainConfig, cached_views=poses + 1, **{**AS_THEY_ARE, **settings})
+
+
+@pytest.mark.parametrize('op', [
+    {'rotation': 1.0}, {'saturation': 0.1}, {'hue': 0.1}, {'jpeg_quality': 99}, {'erasing': 0.1}, TURN])
+def test_an_op_that_one_view_does_not_take_is_refused(op):
+    (name, value), = op.items()
+    with pytest.raises(UserError, match=f'^--{name}={value}: must be given with --cached_views=4, for example, or 0'):
+        make(TrainConfig, **op)
+    make(TrainConfig, cached_views=0, **op)
+
+
+@pytest.mark.parametrize('other', [
+    {'crop_area': 0.9}, {'rotation': 1.0}, {'brightness': 0.1}, {'contrast': 0.1}, {'saturation': 0.1}, {'hue': 0.1},
+    {'jpeg_quality': 99}, {'erasing': 0.1}])
+def test_any_other_difference_allows_as_many_views_as_one_likes(other):
+    make(TrainConfig, cached_views=100, **{**AS_THEY_ARE, **other})
 
 
 @pytest.mark.parametrize(('text', 'height_width'), [('224', (224, 224)), ('96x128', (96, 128)), ('8x8', (8, 8))])
 def test_image_size_is_height_then_width(text, height_width):
     assert make(TrainConfig, image_size=text).height_width() == height_width
+
+
+@pytest.mark.parametrize(('values', 'message'), [
+    ({'image_size': '256'}, '--encoding=keep: must be jpeg (small), png (lossless) or raw (fastest) with '
+                            '--image_size=256'),
+    ({'image_size': '256x', 'encoding': 'png'}, '--image_size=256x: must be S or HEIGHTxWIDTH'),
+    ({'image_size': '7', 'encoding': 'png'}, '--image_size=7: must be S or HEIGHTxWIDTH, each at least 8 pixels'),
+    ({'image_size': '200x300', 'encoding': 'png'}, '--image_size=200x300: must be S with --resize=shorter; give '
+                                                   '--resize=squash or --resize=pad'),
+    ({'image_size': '256', 'encoding': 'raw'}, '--encoding=raw: must be given with --image_size and --resize=squash'),
+    ({'resize': 'squash', 'encoding': 'raw'}, '--resize=squash: must be given with --image_size'),
+    ({'encoding': 'jpeg', 'jpeg_quality': 0}, '--jpeg_quality=0: must be from 1 to 100'),
+    ({'encoding': 'jpeg', 'jpeg_quality': 101}, '--jpeg_quality=101: must be from 1 to 100'),
+    ({'encoding': 'png', 'jpeg_quality': 90}, '--jpeg_quality=90: must be left out with --encoding=png'),
+], ids=str)
+def test_what_records_cannot_hold_is_refused(values, message):
+    with pytest.raises(UserError) as caught:
+        make(ConvertConfig, **values)
+    assert str(caught.value).startswith(message)
+    assert str(caught.value).count('\n') == 0
+
+
+@pytest.mark.parametrize(('values', 'height_width'), [
+    ({}, None), ({'encoding': 'png'}, None), ({'encoding': 'jpeg', 'jpeg_quality': 1}, None),
+    ({'encoding': 'jpeg', 'image_size': '256'}, (256, 256)), ({'encoding': 'png', 'image_size': '8'}, (8, 8)),
+    ({'encoding': 'raw', 'image_size': '200x300', 'resize': 'pad'}, (200, 300)),
+    ({'encoding': 'jpeg', 'image_size': '200x300', 'resize': 'squash'}, (200, 300)),
+], ids=str)
+def test_what_records_can_hold_is_accepted(values, height_width):
+    assert make(ConvertConfig, **values).height_width() == height_width
 
 
 @pytest.mark.parametrize(('text', 'fractions'), [

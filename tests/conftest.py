@@ -13,7 +13,7 @@ import pytest
 
 from boardrec import cli, progress
 from boardrec.config import ConvertConfig, TrainConfig
-from boardrec.data import convert, records
+from boardrec.data import convert, records, storage_report
 
 progress.import_tensorflow()
 
@@ -77,6 +77,7 @@ def convert_here():
     def run(input_dir, output_dir, *, shard_bytes=64 << 10, **settings):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(convert, '_workers', _no_workers)
+            patch.setattr(storage_report, '_TIMING_SECONDS', 0.0)
             patch.setattr(convert, 'plan', lambda found, _: plan(found, shard_bytes))
             return convert.convert(ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **settings))
 
@@ -170,3 +171,15 @@ def copied_run(finished_run, tmp_path):
     config = dataclasses.replace(run_dir.read_config(path), run_dir=str(path))
     (path / 'run.flags').write_text(cli.to_flagfile(config))
     return path
+
+
+@pytest.fixture
+def data_service():
+    """The address of a tf.data service: a dispatcher and two workers."""
+    import tensorflow as tf
+    server = tf.data.experimental.service
+    dispatcher = server.DispatchServer()
+    address = dispatcher.target.removeprefix('grpc://')
+    workers = [server.WorkerServer(server.WorkerConfig(dispatcher_address=address)) for _ in range(2)]
+    yield dispatcher.target
+    del workers

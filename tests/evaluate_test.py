@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import json
+import pathlib
 import shutil
 
 import numpy as np
@@ -108,3 +109,65 @@ def test_other_records_and_empty_splits_are_refused(evaluated, image_folder, con
         records.open_record_set(tmp_path / 'records').split_range('test')
     with pytest.raises(UserError, match='--split=dev: must be one of train, val, test'):
         EvaluateConfig(run_dir='R', split='dev')
+
+
+def checked(run, source_images, **settings):
+    """What metrics.json holds of a check of sources."""
+    evaluate.main(EvaluateConfig(run_dir=str(run), input_dir=str(source_images), **settings))
+    return json.loads((run / 'evaluation' / settings.get('split', 'test') / 'metrics.json').read_text())['source_check']
+
+
+def test_kept_records_are_what_prediction_makes_of_their_sources(evaluated, source_images, record_set, capsys):
+    check = checked(evaluated, source_images, check_sources=5, batch_size=2)
+    assert (check['records'], check['decisions_differ']) == (5, 0)
+    assert 0 <= check['mean_difference'] <= check['max_difference'] < 1e-5
+    out = capsys.readouterr().out
+    assert '5 records and their source files: probabilities differ by at most' in out
+    assert '0 of 5 decisions differ' in out
+    evaluate.main(EvaluateConfig(run_dir=str(evaluated)))
+    metrics = json.loads((evaluated / 'evaluation' / 'test' / 'metrics.json').read_text())
+    assert metrics['source_check'] == check, 'not lost by evaluating again'
+    assert checked(evaluated, source_images, check_sources=1000)['records'] == len(record_set.split_range('test'))
+
+
+def test_the_records_that_are_checked_are_spread_over_the_split(evaluated, source_images, record_set, tmp_path):
+    ids = record_set.split_range('val')
+    for place in (0, len(ids) // 3, 2 * len(ids) // 3):
+        source = record_set.sources[ids[place]]
+        (tmp_path / source).parent.mkdir(exist_ok=True)
+        shutil.copy(source_images / source, tmp_path / source)
+    assert checked(evaluated, tmp_path, check_sources=3, split='val')['records'] == 3
+    with pytest.raises(UserError, match='is missing: name the folder that the records were converted from'):
+        checked(evaluated, tmp_path, check_sources=4, split='val')
+
+
+def test_a_source_that_changed_is_named(evaluated, source_images, record_set, tmp_path):
+    shutil.copytree(source_images, tmp_path / 'images')
+    path = tmp_path / 'images' / record_set.sources[record_set.split_range('test')[0]]
+    path.write_bytes(path.read_bytes() + b'a byte more')  # the same picture
+    with pytest.raises(UserError, match=f'^{path} has changed since its record was made from it.*--input_dir'):
+        checked(evaluated, tmp_path / 'images', check_sources=1)
+
+
+def test_records_that_were_resized_are_compared_with_what_prediction_sees(
+        source_images, convert_here, train_config, small_backbone, tmp_path):
+    """A run on raw records, its report and its check, all by the pixels that are stored."""
+    from boardrec.training import fit
+    convert_here(source_images, tmp_path / 'records', encoding='raw', image_size='32', resize='pad')
+    config = train_config(records=str(tmp_path / 'records'), backbone=small_backbone, trainable_layers=5, epochs=1,
+                          precision='float32', learning_rate=0.01)
+    fit.fit(config, records.open_record_set(config.records))
+    run = pathlib.Path(config.run_dir)
+    check = checked(run, source_images, check_sources=4)
+    predictor, record_set = inference.load(run), records.open_record_set(config.records)
+    function, ids = inference.probabilities(predictor), record_set.split_range('test')
+    differences = []
+    for record_id in [ids[len(ids) * i // 4] for i in range(4)]:
+        raw = np.frombuffer(records.read_image(record_set, record_id), np.uint8).reshape(32, 32, 3)
+        seen = images.decode((source_images / record_set.sources[record_id]).read_bytes(), 32, 32)
+        differences.append(function(raw[None]).numpy() - function(seen[None]).numpy())
+    assert check['max_difference'] == pytest.approx(np.abs(differences).max(), abs=1e-6)
+    assert check['mean_difference'] == pytest.approx(np.abs(differences).mean(), abs=1e-6)
+    assert check['max_difference'] > 1e-4, 'padded and squashed are not the same'
+    page = (run / 'report' / 'index.html').read_text()
+    assert 'data:image/jpeg;base64' in page and 'no picture' not in page

@@ -20,9 +20,11 @@ import warnings
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
-from boardrec.data import files, records, scan
+from boardrec.data import files, records, scan, storage_report
+from boardrec.data.records import Storage
 
 _POLL_SECONDS = 0.2
+_BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
 
 
 class ShardPlan(NamedTuple):
@@ -54,19 +56,28 @@ def convert(config: ConvertConfig) -> records.Manifest:
     classes = sorted({item.label for item in found})
     scan.check_classes(found, classes, root)
     scan.describe(root, found, rejected, classes)
-    plans = plan(found, config.shard_mib << 20)
+    storage = _storage(config)
+    plans = plan(found, source_bytes_a_shard(config, found))
     earlier = _existing(config, output)
-    if earlier and _is_up_to_date(output, root, plans, rejected):
+    other = _difference(earlier.storage, storage) if earlier else ''
+    if earlier and not other and _is_up_to_date(output, root, plans, rejected):
         progress.say(f'{output} holds these images already; nothing to do.')
         return earlier
     if earlier and not config.overwrite:
-        raise UserError(f'{output} holds records of other images or settings: name another --output_dir, '
+        raise UserError(f'{output} holds records of other images or settings{other}: name another --output_dir, '
                         'or add --overwrite.')
+    if storage.resize == 'pad':
+        progress.say('note: predict and the export squash what is padded here: see how much that matters with '
+                     'boardrec.evaluate --check_sources')
     output.mkdir(parents=True, exist_ok=True)
     _clear(output)
     with _workers(min(config.workers or os.cpu_count() or 1, len(plans))) as (executor, done):
-        built = _build_all(config, plans, classes, executor=executor, done=done)
-        return _commit(output, built, rejected, classes, executor)
+        built = _build_all(config, plans, classes, storage, executor=executor, done=done)
+        manifest = _commit(output, built, rejected, classes, storage, executor)
+        if storage != records.KEEP:
+            sources = [item for shard in built for item, _ in shard.made]
+            storage_report.say(root, sources, manifest, executor)
+    return manifest
 
 
 def plan(found: list[scan.Found], shard_bytes: int) -> list[ShardPlan]:
@@ -84,7 +95,16 @@ def plan(found: list[scan.Found], shard_bytes: int) -> list[ShardPlan]:
     return plans
 
 
-def build_shard(root: str, output: str, shard_plan: ShardPlan, classes: list[str]) -> BuiltShard:
+def source_bytes_a_shard(config: ConvertConfig, found: list[scan.Found]) -> int:
+    """How many bytes of sources make a shard of about --shard_mib, whatever is made of them."""
+    wanted, size = config.shard_mib << 20, config.height_width()
+    if size is None:
+        return wanted
+    stored = len(found) * size[0] * size[1] * _BYTES_A_PIXEL[config.encoding]
+    return max(1, round(wanted * sum(item.bytes for item in found) / stored))
+
+
+def build_shard(root: str, output: str, shard_plan: ShardPlan, classes: list[str], storage: Storage) -> BuiltShard:
     """Builds one shard, in a worker process."""
     from boardrec.data import images  # imports TensorFlow: workers only
     made, rejected = [], []
@@ -95,7 +115,7 @@ def build_shard(root: str, output: str, shard_plan: ShardPlan, classes: list[str
             try:
                 data = _read(root, item.source)
                 digest = hashlib.sha256(data).hexdigest()
-                image = images.normalise(data)
+                image = images.prepare(data, storage).stored
             except images.Rejected as error:
                 rejected.append(scan.Rejection(item.source, str(error), digest))
             except OSError as error:
@@ -107,6 +127,22 @@ def build_shard(root: str, output: str, shard_plan: ShardPlan, classes: list[str
 
     shard, offsets = records.write_shard(pathlib.Path(output, shard_plan.file), examples(), classes)
     return BuiltShard(shard_plan.split, shard, made, offsets, rejected)
+
+
+def _storage(config: ConvertConfig) -> Storage:
+    size = config.height_width()
+    return Storage(config.encoding, size, config.resize if size else None,
+                   config.jpeg_quality if config.encoding == 'jpeg' else None)
+
+
+def _difference(there: Storage, asked: Storage) -> str:
+    """What of a storage is not as it was asked for, in brackets; '' if all is."""
+    def shown(value: Any) -> str:
+        return 'x'.join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+    changed = [f'{name} {shown(before)}, not {shown(now)}'
+               for name, before, now in zip(Storage._fields, there, asked, strict=True) if before != now]
+    return f' ({"; ".join(changed)})' if changed else ''
 
 
 def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
@@ -194,13 +230,13 @@ def _workers(count: int) -> Iterator[tuple[concurrent.futures.Executor, Any]]:
         executor.shutdown(cancel_futures=True)
 
 
-def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str], *,
+def _build_all(config: ConvertConfig, plans: list[ShardPlan], classes: list[str], storage: Storage, *,
                executor: concurrent.futures.Executor, done: Any) -> list[BuiltShard]:
     """Builds the shards in the executor's processes; the result is in the plan's order."""
     total = sum(len(shard_plan.found) for shard_plan in plans)
     with progress.bar('converting', total=total, unit='images') as bar:
         with _held_back(signal.SIGINT):  # workers are started here
-            futures = [executor.submit(build_shard, config.input_dir, config.output_dir, shard_plan, classes)
+            futures = [executor.submit(build_shard, config.input_dir, config.output_dir, shard_plan, classes, storage)
                        for shard_plan in plans]
         waiting: set[concurrent.futures.Future] = set(futures)
         while waiting:
@@ -257,7 +293,7 @@ def _count_one() -> None:
 
 
 def _commit(output: pathlib.Path, built: list[BuiltShard], rejected: list[scan.Rejection], classes: list[str],
-            executor: concurrent.futures.Executor) -> records.Manifest:
+            storage: Storage, executor: concurrent.futures.Executor) -> records.Manifest:
     """Writes what stands beside the shards, the manifest last."""
     splits = {}
     for split in SPLITS:
@@ -278,7 +314,10 @@ def _commit(output: pathlib.Path, built: list[BuiltShard], rejected: list[scan.R
             (output / item.shard.file).unlink()
     built = [item for item in built if item.split in splits]
     index_sha256 = records.write_index(output, _rows(built))
-    manifest = records.Manifest(classes, 'keep', None, splits, [item.shard for item in built], index_sha256)
+    size = None if storage.image_size is None else list(storage.image_size)
+    manifest = records.Manifest(
+        class_names=classes, encoding=storage.encoding, image_size=size, resize=storage.resize, quality=storage.quality,
+        splits=splits, shards=[item.shard for item in built], index_sha256=index_sha256)
     executor.submit(records.write_tfds_metadata, output, manifest).result()  # a worker, because TFDS imports TensorFlow
     records.write_manifest(output, manifest)
     made = sum(split.records for split in splits.values())

@@ -30,7 +30,7 @@ import numpy as np
 from boardrec.config import SPLITS, UserError
 from boardrec.data import files
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 BLOCK_RECORDS = 32  # consecutive records that are read together: 20,500 records/s from random places, single ones 3,500
 DATASET_NAME = 'boardrec'
 TFDS_FILES = ('dataset_info.json', 'features.json', 'label.labels.txt')
@@ -38,10 +38,22 @@ MANIFEST, INDEX, REJECTED = 'manifest.json', 'index.jsonl', 'rejected.csv'
 _FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
 
 
+class Storage(NamedTuple):
+    """How the records of a set hold pixels."""
+
+    encoding: str  # keep (JPEG or 8-bit PNG, as it was found), jpeg, png, or raw: uint8 [H, W, 3], row by row
+    image_size: tuple[int, int] | None = None  # height, width that images were resized to; None: not resized
+    resize: str | None = None  # shorter (both sides of image_size are what the shorter side became), squash or pad
+    quality: int | None = None  # of jpeg
+
+
+KEEP = Storage('keep')
+
+
 class Example(NamedTuple):
     """What one record holds."""
 
-    image: bytes  # JPEG or 8-bit PNG
+    image: bytes  # as the set's Storage says
     label: int  # position in class_names
     source_id: str  # path relative to the input root, bytes that are not UTF-8 as surrogates
     sha256: str  # of the source file's bytes
@@ -84,8 +96,10 @@ class Manifest:
     """manifest.json."""
 
     class_names: list[str]
-    encoding: str
-    image_size: list[int] | None  # [height, width] if every image has it
+    encoding: str  # this and the next three: see Storage
+    image_size: list[int] | None
+    resize: str | None
+    quality: int | None
     splits: dict[str, Split]
     shards: list[Shard]
     index_sha256: str
@@ -96,6 +110,12 @@ class Manifest:
     def fingerprint(self) -> str:
         """sha256 over all else that the manifest says, and so, through the shards' sums, over every byte of the set."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
+
+    @property
+    def storage(self) -> Storage:
+        """How the records hold pixels."""
+        size = None if self.image_size is None else tuple(self.image_size)
+        return Storage(self.encoding, size, self.resize, self.quality)
 
     def to_json(self) -> str:
         """The text of manifest.json."""
@@ -122,8 +142,24 @@ class RecordSet(NamedTuple):
         return self.manifest.shards[start:start + self.manifest.splits[split].shards]
 
     def shard_paths(self, split: str) -> list[str]:
-        """The paths of a split's shards."""
-        return [str(self.folder / shard.file) for shard in self.split_shards(split)]
+        """The absolute paths of a split's shards."""
+        return [str(self.folder.absolute() / shard.file) for shard in self.split_shards(split)]
+
+    def require_size(self, image_size: tuple[int, int]) -> None:
+        """Raises UserError for an input that stored images would be enlarged to: what they lost does not come back.
+
+        With resize=shorter an image may have the stored side in either direction and more in the other, so that it
+        counts for both.
+        """
+        stored, (height, width) = self.manifest.storage, image_size
+        if stored.image_size is None or (height <= stored.image_size[0] and width <= stored.image_size[1]):
+            return
+        has, needed = 'x'.join(map(str, stored.image_size)), f'{height}x{width} --resize={stored.resize}'
+        if stored.resize == 'shorter':
+            has, needed = f'a shorter side of {stored.image_size[0]}', str(max(height, width))
+        raise UserError(f'--image_size={height}x{width} is more than the images of --records={self.folder} have, which '
+                        f'were resized to {has} when they were converted: take less, or convert them again with '
+                        f'--image_size={needed} --encoding={stored.encoding} --overwrite.')
 
     def _before(self, split: str) -> tuple[int, int]:
         """How many records and shards stand before a split's."""
@@ -185,7 +221,8 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(f'{path} is damaged; convert the images again with --overwrite.') from None
     if version != FORMAT_VERSION:
-        raise UserError(f'{path} has format_version {version}; this boardrec reads {FORMAT_VERSION}: convert again.')
+        raise UserError(f'{path} has format_version {version}; this boardrec reads {FORMAT_VERSION}: convert the '
+                        'images again with --overwrite.')
     if manifest.fingerprint != fingerprint:
         raise UserError(f'{path} was changed after it was written; convert the images again with --overwrite.')
     return manifest
@@ -262,10 +299,11 @@ def write_shard(path: pathlib.Path, examples: Iterable[Example], class_names: li
 
 
 def parse_example(serialized: Any) -> tuple[Any, Any]:
-    """Parses a serialised Example inside a graph: string [] to (image: string [], label: int32 [])."""
+    """Parses serialised Examples inside a graph: string [] or [N] to (image: string, label: int32), shaped alike."""
     import tensorflow as tf
-    parsed = tf.io.parse_single_example(
-        serialized, {'image': tf.io.FixedLenFeature([], tf.string), 'label': tf.io.FixedLenFeature([], tf.int64)})
+    parse = tf.io.parse_single_example if serialized.shape.rank == 0 else tf.io.parse_example
+    parsed = parse(serialized, {
+        'image': tf.io.FixedLenFeature([], tf.string), 'label': tf.io.FixedLenFeature([], tf.int64)})
     return parsed['image'], tf.cast(parsed['label'], tf.int32)
 
 
@@ -283,7 +321,7 @@ def read_from(path: Any, offset: Any) -> Any:
 
 
 def read_image(record_set: RecordSet, record_id: int) -> bytes:
-    """The encoded image of one record, read at its offset. Raises ValueError if the bytes there are damaged."""
+    """The image of one record as it is stored, read at its offset. Raises ValueError if the bytes there are damaged."""
     import tensorflow as tf
     if not 0 <= record_id < len(record_set.sources):
         raise ValueError(f'record {record_id}: the record set holds {len(record_set.sources)}.')
@@ -309,8 +347,11 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Manifest) -> None:
     Source: the TFDS guide 'Load datasets from other formats' (write_metadata with explicit SplitInfos).
     """
     import tensorflow_datasets as tfds
+    image = tfds.features.Image(shape=(None, None, 3))
+    if manifest.encoding == 'raw':
+        image = tfds.features.Tensor(shape=(*manifest.image_size, 3), dtype=np.uint8, encoding='bytes')
     features = tfds.features.FeaturesDict({
-        'image': tfds.features.Image(shape=(None, None, 3)),
+        'image': image,
         'label': tfds.features.ClassLabel(names=manifest.class_names),
         'source_id': tfds.features.Text(),
         'sha256': tfds.features.Text(),

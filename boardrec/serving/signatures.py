@@ -114,11 +114,12 @@ def _decide(probabilities: tf.Tensor, classes: model.Classes) -> tuple[tf.Tensor
 
 
 def _golden_images(height: int, width: int) -> list[bytes]:
-    """Three generated images, seeded: a PNG and a JPEG of another size than the model's, a PNG of its own."""
+    """Three generated images, seeded: a PNG of another size than the model's, a JPEG to scale, a PNG of its own."""
     random = np.random.default_rng(0)
 
     def pixels(*shape: int) -> np.ndarray:
         return random.integers(0, 256, shape, np.uint8)
 
     return [tf.io.encode_png(pixels(height + 9, width + 30, 3)).numpy(),
-            tf.io.encode_jpeg(pixels(2 * height, width, 3)).numpy(), tf.io.encode_png(pixels(height, width, 3)).numpy()]
+            tf.io.encode_jpeg(pixels(2 * height, 3 * width, 3)).numpy(),
+            tf.io.encode_png(pixels(height, width, 3)).numpy()]

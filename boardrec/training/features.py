@@ -1,6 +1,7 @@
 """Cached features: what the trunk makes of each record, computed once for each of its views, and read in any order."""
 
 from collections.abc import Callable, Iterator, Sequence
+import dataclasses
 import hashlib
 import math
 import pathlib
@@ -60,7 +61,7 @@ def parts(trunk: Trunk, folder: pathlib.Path, split: str) -> list[Part]:
     """Where the features of a split lie below a folder of caches: one part a view of the training records."""
     numbers = range(trunk.views.count) if split == 'train' and trunk.views.count > 1 else [None]
     described = [None if view is None else {
-        'view': view, **{name: value for name, value in trunk.views._asdict().items() if name != 'count'},
+        'view': view, **{name: value for name, value in dataclasses.asdict(trunk.views).items() if name != 'count'},
         'version': augment.VERSION} for view in numbers]
     return [feature_store.make_part(folder, {**trunk.key, 'split': split, 'view': view}, row_bytes=trunk.cut.row_bytes,
                                     records=len(trunk.record_set.split_range(split))) for view in described]
@@ -107,9 +108,8 @@ def train_dataset(trunk: Trunk, views: Sequence[Opened], split: str, *, batch_si
                   epoch: int, shuffle_records: int, pad_multiple: int = 1) -> tf.data.Dataset:
     """One epoch of cached features, in the order, views and batches of input_pipeline.train_dataset; yields Batch."""
     record_set = trunk.record_set
-    positions = order.sequence(
-        input_pipeline.split_blocks(record_set, split), seed=seed, epoch=epoch,
-        window_blocks=input_pipeline.window_blocks(record_set, shuffle_records))
+    positions = order.sequence(input_pipeline.split_blocks(record_set, split), seed=seed, epoch=epoch,
+                               window_records=shuffle_records)
     chosen = order.views(record_set.split_range(split).start + positions, seed=trunk.views.seed, epoch=epoch,
                          count=len(views))
     return _dataset(trunk, views, split, positions, chosen, batch_size=batch_size, pad_multiple=pad_multiple)
@@ -144,8 +144,8 @@ def _rows(trunk: Trunk, dataset: tf.data.Dataset) -> Iterator[np.ndarray]:
 
 def _dataset(trunk: Trunk, views: Sequence[Opened], split: str, positions: np.ndarray, chosen: np.ndarray, *,
              batch_size: int, pad_multiple: int) -> tf.data.Dataset:
-    start = trunk.record_set.split_range(split).start
-    labels = tf.constant(trunk.record_set.labels[start:start + len(positions)])
+    ids = trunk.record_set.split_range(split)
+    labels = tf.constant(trunk.record_set.labels[ids.start:ids.stop])
     rows_a_shard, row_bytes = views[0].shards[0].shape
 
     def gather(places: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -157,13 +157,11 @@ def _dataset(trunk: Trunk, views: Sequence[Opened], split: str, positions: np.nd
     def read(places: tf.Tensor, chosen: tf.Tensor) -> Batch:
         rows = tf.ensure_shape(tf.numpy_function(gather, [places, chosen], tf.uint8), [None, row_bytes])
         return Batch(_split(rows, trunk.cut.features), tf.gather(labels, places), tf.ones_like(places, tf.float32),
-                     start + places)
+                     ids.start + places)
 
     dataset = tf.data.Dataset.from_tensor_slices((positions, chosen)).batch(batch_size)
     dataset = dataset.map(read, num_parallel_calls=2, deterministic=True)
-    if pad_multiple > 1:
-        dataset = dataset.map(lambda batch: input_pipeline.pad(batch, pad_multiple))
-    return input_pipeline.prefetch(dataset)
+    return input_pipeline.finish(dataset, pad_multiple=pad_multiple, batches=-(-len(positions) // batch_size))
 
 
 def _split(rows: tf.Tensor, features: tuple[tf.TensorSpec, ...]) -> tuple[tf.Tensor, ...]:

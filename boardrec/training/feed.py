@@ -60,12 +60,14 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
     if 'off' in (asked, before if asked == 'auto' else ''):
         progress.say(f'features are not cached: {"--feature_cache=off" if asked == "off" else "as before"}')
         return Decision('off')
+    if config.cached_views == 0:
+        return _without(asked, 'each epoch takes new views (--cached_views=0)')
     found = cut.find(classifier)
     if found is None:
         return _without(asked, f'no layer is frozen with --trainable_layers={config.trainable_layers}')
     folder = pathlib.Path(config.feature_cache_dir)
     trunk = features.compile_trunk(
-        found, record_set, backbone=config.backbone, precision=config.precision, views=_views(config),
+        found, record_set, backbone=config.backbone, precision=config.precision, views=views(config),
         strategy=strategy,
         batch_size=config.batch_size // (distribute.replicas(strategy) * config.accumulate_steps))
     parts = tuple(part for split in SPLITS for part in features.parts(trunk, folder, split))
@@ -102,21 +104,32 @@ def open_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
     train_records = len(record_set.split_range('train'))
     counts = {'train_records': train_records, 'steps_per_epoch': math.ceil(train_records / config.batch_size)}
     if decision.trunk:
+        if config.data_service:
+            progress.say('--data_service is not used: cached features need no preprocessing')
         *of_train, of_val = _compute_and_open(decision)
         return Feed(
             model.for_training(decision.trunk.cut.tail),
             lambda epoch: features.train_dataset(decision.trunk, of_train, 'train', epoch=epoch, **shuffle),
             features.eval_dataset(decision.trunk, of_val, 'val', **common), **counts)
-    size, views = config.height_width(), _views(config)
+    if config.data_service:
+        progress.say(f'training images come from {config.data_service}: their order is not promised, and a run that is '
+                     'interrupted does not go on to exactly the same result')
+    size = config.height_width()
     return Feed(
         model.for_training(keras.Model(classifier.model.input, classifier.logits)),
         lambda epoch: input_pipeline.train_dataset(
-            record_set, 'train', epoch=epoch, image_size=size, views=views, **shuffle),
+            record_set, 'train', epoch=epoch, image_size=size, views=views(config), ram_mb=config.pipeline_ram_mb,
+            service=config.data_service, **shuffle),
         input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common), **counts)
 
 
-def _views(config: TrainConfig) -> Views:
-    return Views(config.cached_views, config.flip_horizontal, config.flip_vertical, config.seed)
+def views(config: TrainConfig) -> Views:
+    """The views that the settings describe."""
+    return Views(
+        count=config.cached_views, seed=config.seed, flip_horizontal=config.flip_horizontal,
+        flip_vertical=config.flip_vertical, quarter_turns=config.quarter_turns, crop_area=config.crop_area,
+        rotation=config.rotation, brightness=config.brightness, contrast=config.contrast, saturation=config.saturation,
+        hue=config.hue, jpeg_quality=config.jpeg_quality, erasing=config.erasing)
 
 
 def _without(asked: str, reason: str, *, otherwise: str = '') -> Decision:

@@ -5,6 +5,7 @@ import math
 import os
 import pathlib
 import platform
+import resource
 import time
 from typing import Any
 
@@ -14,8 +15,8 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import files, records
-from boardrec.training import backbones, checkpoint, distribute, feed, model, optim, run_dir, steps
+from boardrec.data import files, images, input_pipeline, records
+from boardrec.training import advice, backbones, checkpoint, distribute, feed, model, optim, run_dir, steps
 from boardrec.training.feed import Feed
 from boardrec.training.model import Classes, Classifier
 from boardrec.training.run_dir import RunDir
@@ -28,6 +29,9 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     Raises UserError for records, settings or a run folder that do not fit.
     """
     _require_splits(record_set)
+    record_set.require_size(config.height_width())
+    input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb, image_size=config.height_width(),
+                                  batch_size=config.batch_size)
     keras.utils.set_random_seed(config.seed)
     strategy = distribute.set_up(config)
     _require_shares(config, strategy)
@@ -66,7 +70,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     if state.epoch:
         progress.say(f'continuing after epoch {state.epoch}')
         run_dir.write_history(run, list(state.history))  # its last row was lost if the kill came just before it
-    writer = tf.summary.create_file_writer(str(run.tensorboard))
+    writer, first_epoch = tf.summary.create_file_writer(str(run.tensorboard)), state.epoch
     while state.epoch < config.epochs and not optim.should_stop(state.watch, config):
         row = _train_epoch(config, state, source, optimizer, step=train_step, strategy=strategy)
         row |= _validate(source, eval_step, strategy)
@@ -74,6 +78,8 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
         checkpoint.commit(run.checkpoints, state, variables)
         run_dir.write_history(run, list(state.history))
         _log(config, state, writer)
+        if state.epoch == first_epoch + 1:
+            _advise(config, record_set, row, asked=asked)
     _finish(config, run, state, classes)
 
 
@@ -109,6 +115,7 @@ def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]
         'records_fingerprint': record_set.manifest.fingerprint,
         'class_names': record_set.manifest.class_names,
         'positive_class': config.positive_class,
+        'decode_version': images.DECODE_VERSION,
         'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'keras': keras.__version__,
                      'numpy': np.__version__},
     }
@@ -148,7 +155,8 @@ def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, 
                         'the last good state is kept.')
     seconds = time.perf_counter() - start
     return {'epoch': state.epoch + 1, 'loss': loss / count, 'accuracy': right / count, 'learning_rate': rate,
-            'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds}
+            'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds,
+            'peak_rss_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
 def _validate(source: Feed, step: steps.Step, strategy: Any) -> dict[str, float]:
@@ -181,7 +189,13 @@ def _log(config: TrainConfig, state: checkpoint.RunState, writer: tf.summary.Sum
     progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; '
                  f'validation loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; '
                  f'{row["seconds"]:.0f} s, {row["images_per_second"]:.1f} images/s, '
-                 f'{row["input_wait"]:.0%} waiting for input')
+                 f'{row["input_wait"]:.0%} waiting for input, {row["peak_rss_mib"]:,.0f} MiB of memory at most')
+
+
+def _advise(config: TrainConfig, record_set: records.RecordSet, row: dict[str, float], *, asked: str) -> None:
+    text = advice.line(config, record_set, asked=asked, seconds=row['seconds'], waiting=row['input_wait'])
+    if text:
+        progress.say(text)
 
 
 def _finish(config: TrainConfig, run: RunDir, state: checkpoint.RunState, classes: Classes) -> None:

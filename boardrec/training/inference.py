@@ -5,9 +5,12 @@ import pathlib
 from typing import Any, NamedTuple
 
 import keras
+import numpy as np
 import tensorflow as tf
 
+from boardrec import progress
 from boardrec.config import TrainConfig
+from boardrec.data import images
 from boardrec.training import distribute, model, run_dir
 from boardrec.training.model import Classes
 from boardrec.training.run_dir import RunDir
@@ -26,6 +29,8 @@ class Predictor(NamedTuple):
 def load(path: str | pathlib.Path) -> Predictor:
     """Loads the run in a folder, in its inference precision. Raises UserError if it is not a finished run."""
     run, config, facts = run_dir.require_finished(path)
+    if facts.get('decode_version') != images.DECODE_VERSION:
+        progress.say(f'note: {run.path} was trained by a boardrec that decoded images a little otherwise')
     distribute.set_up(config, training=False)
     classes = model.resolve_classes(facts['class_names'], config.positive_class)
     network = model.build(config, classes, config.inference_precision).model
@@ -33,12 +38,20 @@ def load(path: str | pathlib.Path) -> Predictor:
     return Predictor(run, config, facts, classes, network)
 
 
+def file_reader(predictor: Predictor) -> Callable[[bytes], np.ndarray]:
+    """The function from an image file's bytes to uint8 [H, W, 3]; it raises images.Rejected."""
+    height, width = predictor.config.height_width()
+    decode = tf.function(lambda encoded: images.decode(encoded, height, width),
+                         input_signature=[tf.TensorSpec([], tf.string)]).get_concrete_function()
+    return lambda data: decode(tf.constant(images.normalise(data))).numpy()
+
+
 def probabilities(predictor: Predictor) -> Callable[[tf.Tensor], tf.Tensor]:
     """The compiled function uint8 [B, H, W, 3] to float32 [B, C], a column a class."""
     height, width = predictor.config.height_width()
 
     @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.uint8)])
-    def predict(images: tf.Tensor) -> tf.Tensor:
-        return model.class_probabilities(predictor.model(images, training=False), predictor.classes)
+    def predict(batch: tf.Tensor) -> tf.Tensor:
+        return model.class_probabilities(predictor.model(batch, training=False), predictor.classes)
 
     return predict

@@ -25,7 +25,8 @@ from boardrec.config import TrainConfig, UserError
 from boardrec.data import files
 
 # Settings that say where and how fast, not what is computed: a run may continue with others.
-_FREE = {'records', 'run_dir', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy'}
+_FREE = {'records', 'run_dir', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy', 'pipeline_ram_mb',
+         'data_service'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,7 +190,7 @@ def read_history(run: RunDir) -> list[dict[str, float]]:
 
 
 _FACT_NAMES = {'records_fingerprint': 'records', 'class_names': 'classes', 'positive_class': 'positive class',
-               'frozen_sha256': 'starting weights'}
+               'frozen_sha256': 'starting weights', 'decode_version': 'decoding of images (of another boardrec)'}
 _HEAD = '# Every setting of this run, each auto resolved: python -m boardrec.train --flagfile=THIS_FILE\n'
 
 

@@ -16,6 +16,7 @@ import pytest
 
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import convert, files, records, scan
+from boardrec.data import images as image_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'make_records.py'
@@ -147,7 +148,7 @@ def test_a_file_that_vanishes_during_the_conversion_is_rejected(tmp_path, image_
     found, _ = scan.scan(settings(images, splits='train:1'))
     shard_plan, = convert.plan(found, 1 << 20)
     (images / 'a' / 'board001.png').unlink()
-    built = convert.build_shard(str(images), str(tmp_path), shard_plan, ['a', 'b'])
+    built = convert.build_shard(str(images), str(tmp_path), shard_plan, ['a', 'b'], records.KEEP)
     assert built.rejected == [scan.Rejection('a/board001.png', 'unreadable: No such file or directory')]
     assert (built.shard.records, len(built.made), len(built.offsets)) == (3, 3, 3)
 
@@ -293,11 +294,16 @@ def test_changed_input_is_refused_without_overwrite_and_replaced_with_it(convert
     assert tree_sums(out) == tree_sums(tmp_path / 'fresh')
 
 
-@pytest.mark.parametrize('others', [{'splits': 'train:1'}, {'shard_bytes': 5000}])
-def test_changed_settings_are_refused_without_overwrite(converted, others):
+@pytest.mark.parametrize(('others', 'named'), [
+    ({'splits': 'train:1'}, ''), ({'shard_bytes': 5000}, ''),
+    ({'encoding': 'png'}, ' (encoding keep, not png)'),
+    ({'encoding': 'jpeg'}, ' (encoding keep, not jpeg; quality None, not 95)'),
+    ({'encoding': 'raw', 'image_size': '8x9', 'resize': 'pad'},
+     ' (encoding keep, not raw; image_size None, not 8x9; resize None, not pad)')])
+def test_changed_settings_are_refused_without_overwrite(converted, others, named):
     _, out, run = converted
     before = stamps(out)
-    with pytest.raises(UserError, match='other images or settings'):
+    with pytest.raises(UserError, match=re.escape(f'other images or settings{named}: name another')):
         run(**others)
     assert stamps(out) == before
 
@@ -388,6 +394,72 @@ def test_an_error_while_building_leaves_no_manifest(converted, monkeypatch):
     assert not (out / records.MANIFEST).exists()
     monkeypatch.undo()
     run()
+
+
+# Resized and encoded anew
+
+
+@pytest.mark.parametrize(('settings', 'facts'), [
+    ({}, ('keep', None, None, None)),
+    ({'encoding': 'png'}, ('png', None, None, None)),
+    ({'encoding': 'jpeg', 'image_size': '24'}, ('jpeg', [24, 24], 'shorter', 95)),
+    ({'encoding': 'jpeg', 'image_size': '20x24', 'resize': 'pad', 'jpeg_quality': 80}, ('jpeg', [20, 24], 'pad', 80)),
+    ({'encoding': 'raw', 'image_size': '20', 'resize': 'squash'}, ('raw', [20, 20], 'squash', None)),
+], ids=str)
+def test_records_hold_what_the_manifest_says_and_a_second_run_does_nothing(
+        tmp_path, image_folder, convert_here, capsys, settings, facts):
+    images, out = image_folder({'a': 3, 'b': 3}, folder=tmp_path / 'images'), tmp_path / 'out'
+    manifest = convert_here(images, out, splits='train:1', **settings)
+    assert (manifest.encoding, manifest.image_size, manifest.resize, manifest.quality) == facts
+    record_set = records.open_record_set(out)
+    for record_id, source in enumerate(record_set.sources):
+        made = image_lib.prepare((images / source).read_bytes(), manifest.storage)
+        assert records.read_image(record_set, record_id) == made.stored
+    assert {row.sha256 for row in records.read_index(out)} == {files.sha256_of(images / name)
+                                                               for name in record_set.sources}
+    before = stamps(out)
+    capsys.readouterr()
+    assert convert_here(images, out, splits='train:1', **settings) == manifest
+    assert stamps(out) == before
+    assert 'nothing to do' in capsys.readouterr().out
+
+
+def test_a_changed_file_is_noticed_where_records_hold_other_bytes_too(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 3, 'b': 3}, folder=tmp_path / 'images')
+    settings = {'splits': 'train:1', 'encoding': 'raw', 'image_size': '20', 'resize': 'squash'}
+    convert_here(images, tmp_path / 'out', **settings)
+    shutil.copy(images / 'b' / 'board001.png', images / 'a' / 'board001.png')
+    with pytest.raises(UserError, match='other images or settings: name another'):
+        convert_here(images, tmp_path / 'out', **settings)
+    convert_here(images, tmp_path / 'out', overwrite=True, **settings)
+    record_set = records.open_record_set(tmp_path / 'out')
+    one, other = (records.read_image(record_set, record_set.sources.index(f'{label}/board001.png')) for label in 'ab')
+    assert one == other
+
+
+def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_folder, convert_here, capsys):
+    images = image_folder({'a': 3, 'b': 3}, folder=tmp_path / 'images')
+    convert_here(images, tmp_path / 'kept', splits='train:1')
+    assert 'times as fast' not in capsys.readouterr().out
+    convert_here(images, tmp_path / 'raw', splits='train:1', encoding='raw', image_size='20', resize='squash')
+    out = capsys.readouterr().out
+    assert re.search(r'^raw: 0\.0 MiB of records from 0\.0 MiB of images; lossless; decoded to 20x20 \d+\.\d times as '
+                     r'fast \(6 images measured\)$', out, re.MULTILINE)
+    assert 'squash what is padded' not in out
+    convert_here(images, tmp_path / 'pad', splits='train:1', encoding='png', image_size='20', resize='pad')
+    assert 'note: predict and the export squash what is padded here' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('settings', 'shards'), [
+    ({}, 150), ({'encoding': 'jpeg'}, 150),
+    ({'encoding': 'raw', 'image_size': '256', 'resize': 'pad'}, 6),  # 1,000 times 192 KiB
+    ({'encoding': 'jpeg', 'image_size': '256'}, 1),
+    ({'encoding': 'raw', 'image_size': '2000x3000', 'resize': 'squash'}, 536),
+], ids=str)
+def test_shards_are_as_large_as_asked_for_by_what_they_will_hold(settings, shards):
+    found = found_items(1000, size=32 * 150 * 1049)
+    config = ConvertConfig(input_dir='unused', output_dir='unused', **settings)
+    assert len(convert.plan(found, convert.source_bytes_a_shard(config, found))) == shards
 
 
 # As a command, with real worker processes
@@ -537,12 +609,14 @@ def test_one_worker_writes_the_same_bytes_and_the_parent_stays_without_tensorflo
     code = ('import json, sys\nfrom boardrec.config import ConvertConfig\nfrom boardrec.data import convert\n'
             'convert.convert(ConvertConfig(**json.loads(sys.argv[1])))\n'
             'print(json.dumps([name for name in ("tensorflow", "keras") if name in sys.modules]))')
-    given = json.dumps({'input_dir': str(images), 'output_dir': str(tmp_path / 'out'), 'workers': 1})
+    settings = {'encoding': 'jpeg', 'image_size': '16', 'resize': 'squash'}
+    given = json.dumps({'input_dir': str(images), 'output_dir': str(tmp_path / 'out'), 'workers': 1, **settings})
     done = subprocess.run([sys.executable, '-c', code, given], capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1]) == []
     assert done.stderr == ''
-    convert_here(images, tmp_path / 'here', shard_bytes=32 << 20)
+    assert re.search(r'^jpeg: .* \(12 images measured\)$', done.stdout, re.MULTILINE)
+    convert_here(images, tmp_path / 'here', shard_bytes=32 << 20, **settings)
     assert tree_sums(tmp_path / 'out') == tree_sums(tmp_path / 'here')
 
 

@@ -4,16 +4,21 @@ Expected pixels are computed here with NumPy from the array that was encoded, or
 """
 
 import io
+import pathlib
+import shutil
 import struct
 import zlib
 
 import keras
+import matplotlib
 import numpy as np
 from PIL import EpsImagePlugin, Image, ImageFile
 import pytest
+import sklearn.datasets
 import tensorflow as tf
 
 from boardrec.data import images
+from boardrec.data.records import KEEP, Storage
 
 HEIGHT, WIDTH = 40, 48
 RANDOM = np.random.default_rng(20)
@@ -375,3 +380,249 @@ def test_decode_raises_for_bytes_that_do_not_decode(data):
 def test_is_decodable_type_looks_at_the_first_bytes(data, expected):
     assert bool(images.is_decodable_type(tf.constant(data))) is expected
     assert bool(tf.function(images.is_decodable_type)(tf.constant(data))) is expected
+
+
+def photographs():
+    """Real ones, from the packages that this project needs anyway."""
+    folder = pathlib.Path(sklearn.datasets.__file__).parent / 'images'
+    yield from (folder / 'china.jpg', folder / 'flower.jpg')
+    yield pathlib.Path(matplotlib.get_data_path()) / 'sample_data' / 'grace_hopper.jpg'
+
+
+def psnr(one, other):
+    return 10 * np.log10(255**2 / np.mean((one.astype(np.float64) - other)**2))
+
+
+# From a quarter of the photographs' sides to nearly all of them: DCT scales of 1/4, 1/2 and 1.
+@pytest.mark.parametrize('size', [(96, 128), (106, 150), (160, 160), (200, 310), (224, 224), (300, 300), (400, 600)])
+def test_real_photographs_are_as_good_as_what_keras_makes_of_them(tmp_path, size):
+    """Against a full, accurate decode and an antialiased resize: each of them."""
+    (tmp_path / 'all').mkdir()
+    for number, path in enumerate(photographs()):
+        shutil.copyfile(path, tmp_path / 'all' / f'{number}.jpg')
+    theirs = next(iter(keras.utils.image_dataset_from_directory(
+        tmp_path, labels=None, image_size=size, shuffle=False, batch_size=3, verbose=False))).numpy()
+    gains = []
+    for number, its in enumerate(theirs):
+        data = tf.constant((tmp_path / 'all' / f'{number}.jpg').read_bytes())
+        full = tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE')
+        best = tf.image.resize(full, size, antialias=True).numpy()
+        gains.append(psnr(images.decode(data, *size).numpy(), best) - psnr(its, best))
+    assert min(gains) >= 0, gains
+
+
+@pytest.mark.parametrize(('shape', 'size', 'scale'), [
+    ((400, 400), (400, 400), 1), ((400, 400), (201, 200), 1), ((400, 400), (200, 200), 2), ((401, 401), (200, 200), 2),
+    ((399, 400), (200, 200), 1), ((400, 400), (100, 100), 4), ((400, 400), (100, 101), 2), ((400, 400), (50, 50), 8),
+    ((400, 400), (8, 8), 8), ((100, 400), (60, 60), 1)])
+def test_a_jpeg_is_decoded_at_the_smallest_scale_that_is_large_enough(shape, size, scale):
+    noise = np.random.default_rng(1).integers(0, 256, (*shape, 3), np.uint8)
+    data = tf.constant(encoded(Image.fromarray(noise), 'JPEG', quality=95))
+    scaled = tf.io.decode_jpeg(data, channels=3, ratio=scale, dct_method='INTEGER_ACCURATE')
+    expected = np.rint(tf.image.resize(scaled, size).numpy())
+    assert np.abs(images.decode(data, *size) - expected).max() <= 1
+
+
+BOXES = [(0, 0, 1, 1), (0.25, 0.5, 0.5, 0.25), (0, 0.1, 0.9, 0.9), (0.99, 0.99, 0.01, 0.01), (0.5, 0, 0.5, 1)]
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+@pytest.mark.parametrize('box', BOXES)
+def test_a_box_is_cut_out_before_the_resize(file_format, box):
+    """The colours change by 4 a pixel at most; at a DCT scale, a box may lie half a pixel of that scale beside."""
+    data = tf.constant(encoded(Image.fromarray(SMOOTH), file_format, quality=95))  # which PNG ignores
+    whole = tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE').numpy()
+    top, left, height, width = (round(share * side) for share, side in zip(box, (HEIGHT, WIDTH) * 2, strict=True))
+    top, left = min(top, HEIGHT - max(1, height)), min(left, WIDTH - max(1, width))
+    cut = whole[top:top + max(1, height), left:left + max(1, width)]
+    expected = tf.image.resize(cut, (10, 12)).numpy()
+    got = images.decode(data, 10, 12, tf.constant(box, tf.float32)).numpy()
+    assert np.abs(got - expected).max() <= (6 if file_format == 'JPEG' else 1)
+
+
+@pytest.mark.parametrize('file_format', ['JPEG', 'PNG'])
+def test_the_box_of_everything_is_the_whole_image(file_format):
+    data = tf.constant(encoded(Image.fromarray(NOISE), file_format))
+    for size in ((40, 48), (20, 24), (7, 9)):
+        np.testing.assert_array_equal(
+            images.decode(data, *size, tf.constant([0.0, 0, 1, 1])), images.decode(data, *size))
+
+
+# Resized and encoded anew, for a record
+
+
+def prepared_pixels(image, storage):
+    """What `prepare` resizes this array to, and what its record holds."""
+    made = images.prepare(encoded(Image.fromarray(image), 'PNG'), storage)
+    return made.pixels, made.stored
+
+
+# By hand: (storage, height and width of the image, those of what is stored, those of the picture in it, its top left).
+GEOMETRY = [
+    (Storage('png', (16, 16), 'shorter'), (40, 48), (16, 19), (16, 19), (0, 0)),  # 19.2
+    (Storage('png', (16, 16), 'shorter'), (48, 40), (19, 16), (19, 16), (0, 0)),
+    (Storage('png', (16, 16), 'shorter'), (33, 17), (31, 16), (31, 16), (0, 0)),  # 31.06
+    (Storage('png', (16, 16), 'shorter'), (16, 90), (16, 90), (16, 90), (0, 0)),
+    (Storage('png', (16, 16), 'shorter'), (100, 12), (100, 12), (100, 12), (0, 0)),  # never enlarged
+    (Storage('png', (20, 30), 'squash'), (40, 48), (20, 30), (20, 30), (0, 0)),
+    (Storage('png', (20, 30), 'squash'), (3, 100), (20, 30), (20, 30), (0, 0)),
+    (Storage('png', (20, 30), 'squash'), (20, 30), (20, 30), (20, 30), (0, 0)),
+    (Storage('png', (20, 30), 'pad'), (40, 48), (20, 30), (20, 24), (0, 3)),
+    (Storage('png', (20, 30), 'pad'), (40, 100), (20, 30), (12, 30), (4, 0)),
+    (Storage('png', (20, 30), 'pad'), (10, 10), (20, 30), (20, 20), (0, 5)),
+    (Storage('png', (20, 30), 'pad'), (10, 15), (20, 30), (20, 30), (0, 0)),
+    (Storage('png', (20, 30), 'pad'), (1, 500), (20, 30), (1, 30), (9, 0)),  # 0.06
+    (Storage('jpeg', quality=95), (40, 48), (40, 48), (40, 48), (0, 0)),
+]
+
+
+@pytest.mark.parametrize(('storage', 'size', 'stored_size', 'picture', 'corner'), GEOMETRY)
+def test_an_image_is_resized_to_the_size_and_place_that_its_mode_says(storage, size, stored_size, picture, corner):
+    white, _ = prepared_pixels(np.full((*size, 3), 255, np.uint8), storage)
+    assert white.shape == (*stored_size, 3)
+    rows, columns = np.nonzero(white.any(-1))
+    assert (rows.min(), columns.min()) == corner
+    assert (rows.max() + 1 - rows.min(), columns.max() + 1 - columns.min()) == picture
+    assert len(rows) == picture[0] * picture[1]
+    assert (white[rows, columns] == 255).all(), 'no border is mixed into it'
+
+
+def antialiased(image, height, width):
+    """Bilinear, with a triangle as wide as two pixels of the smaller image; rows first, as for what is separable."""
+    result = image.astype(np.float64)
+    for axis, size in enumerate((height, width)):
+        length, step = image.shape[axis], image.shape[axis] / size
+        distance = np.arange(length) + 0.5 - (np.arange(size)[:, None] + 0.5) * step
+        weights = np.maximum(0, 1 - np.abs(distance) / max(1, step))
+        weights /= weights.sum(axis=1, keepdims=True)
+        result = np.moveaxis(np.tensordot(weights, result, (1, axis)), 0, axis)
+    return result
+
+
+@pytest.mark.parametrize(('storage', 'size'), [
+    (Storage('raw', (20, 30), 'squash'), (20, 30)), (Storage('png', (13, 13), 'shorter'), (13, 16)),
+    (Storage('raw', (8, 9), 'squash'), (8, 9)), (Storage('png', (70, 60), 'squash'), (70, 60)),
+    (Storage('raw', (20, 24), 'pad'), (20, 24))], ids=str)
+def test_resizing_for_a_record_is_antialiased(storage, size):
+    got, _ = prepared_pixels(NOISE, storage)
+    assert np.abs(got - antialiased(NOISE, *size)).max() <= 1.01  # two roundings, one for each axis
+    assert np.abs(got - bilinear(NOISE, *size)).max() > 30 or size > NOISE.shape
+
+
+def test_a_photograph_that_is_turned_is_stored_upright():
+    data = encoded(Image.fromarray(NOISE), 'PNG', exif=exif(6))
+    made = images.prepare(data, Storage('raw', (WIDTH, HEIGHT), 'squash'))
+    assert made.stored == np.rot90(NOISE, -1).tobytes()
+    assert made.normalised == images.normalise(data)
+
+
+RAW = Storage('raw', (20, 30), 'squash')
+
+
+def test_raw_records_hold_the_resized_pixels_bit_for_bit():
+    pixels, stored = prepared_pixels(NOISE, RAW)
+    assert stored == pixels.tobytes()
+    assert len(stored) == 20 * 30 * 3
+    np.testing.assert_array_equal(images.decode_stored(tf.constant(stored), RAW, 20, 30), pixels)
+
+
+@pytest.mark.parametrize('size', [(20, 30), (10, 15), (31, 17)], ids=str)
+def test_raw_records_are_resized_as_decode_does_in_a_graph_too(size):
+    pixels, stored = prepared_pixels(NOISE, RAW)
+    got = images.decode_stored(tf.constant(stored), RAW, *size).numpy()
+    assert np.abs(got - bilinear(pixels, *size)).max() <= 0.501
+    png = tf.constant(encoded(Image.fromarray(pixels), 'PNG'))
+    np.testing.assert_array_equal(got, images.decode(png, *size))
+    dataset = tf.data.Dataset.from_tensors(stored).map(lambda data: images.decode_stored(data, RAW, *size))
+    assert dataset.element_spec == tf.TensorSpec((*size, 3), tf.uint8)
+    np.testing.assert_array_equal(next(dataset.as_numpy_iterator()), got)
+
+
+@pytest.mark.parametrize('box', BOXES)
+def test_a_box_is_cut_out_of_raw_records_too(box):
+    pixels, stored = prepared_pixels(NOISE, RAW)
+    box = tf.constant(box, tf.float32)
+    for size in ((20, 30), (7, 9)):
+        np.testing.assert_array_equal(
+            images.decode_stored(tf.constant(stored), RAW, *size, box),
+            images.decode(tf.constant(encoded(Image.fromarray(pixels), 'PNG')), *size, box))
+
+
+@pytest.mark.parametrize('stored', [b'', bytes(20 * 30 * 3 - 1), bytes(20 * 30 * 3 + 1), PNG])
+def test_raw_records_of_another_length_raise(stored):
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        images.decode_stored(tf.constant(stored), RAW, 20, 30)
+
+
+@pytest.mark.parametrize('image', [NOISE, SMOOTH, GREY], ids=['noise', 'smooth', 'grey'])
+def test_png_records_are_lossless(image):
+    pixels, stored = prepared_pixels(image, Storage('png', (16, 16), 'shorter'))
+    assert stored.startswith(images.PNG_MAGIC)
+    np.testing.assert_array_equal(images.decode_stored(tf.constant(stored), Storage('png'), *pixels.shape[:2]), pixels)
+
+
+def test_jpeg_records_are_as_good_as_their_quality():
+    errors = []
+    for path in photographs():
+        for quality in (95, 75):
+            storage = Storage('jpeg', (160, 160), 'shorter', quality)
+            made = images.prepare(path.read_bytes(), storage)
+            assert made.stored.startswith(images.JPEG_MAGIC)
+            again = images.decode_stored(tf.constant(made.stored), storage, *made.pixels.shape[:2]).numpy()
+            errors.append(psnr(again, made.pixels))
+    assert min(errors[::2]) >= 36, errors
+    assert (np.array(errors[::2]) > np.array(errors[1::2]) + 2).all()
+
+
+@pytest.mark.parametrize('storage', [Storage('jpeg', quality=95), Storage('png')], ids=str)
+def test_a_grey_picture_is_stored_with_one_channel(storage):
+    _, stored = prepared_pixels(GREY, storage)
+    with Image.open(io.BytesIO(stored)) as image:
+        assert image.mode == 'L'
+    decoded = images.decode_stored(tf.constant(stored), storage, HEIGHT, WIDTH).numpy()
+    np.testing.assert_array_equal(decoded, rgb(decoded[..., 0]))
+    _, stored = prepared_pixels(NOISE, storage)
+    with Image.open(io.BytesIO(stored)) as image:
+        assert image.mode == 'RGB'
+
+
+def test_kept_records_hold_what_normalise_gives():
+    for data in (JPEG, PNG, REMADE['GIF'][0]):
+        assert images.prepare(data, KEEP) == (images.normalise(data), None, images.normalise(data))
+
+
+@pytest.mark.parametrize('storage', [KEEP, RAW, Storage('jpeg', quality=95)], ids=str)
+def test_an_image_is_decoded_once(monkeypatch, storage):
+    decoded, decode = [], tf.io.decode_jpeg
+
+    def counted(data, **settings):
+        decoded.append(data)
+        return decode(data, **settings)
+
+    monkeypatch.setattr(tf.io, 'decode_jpeg', counted)
+    monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda _: pytest.fail('decoded by Pillow, too'))
+    images.prepare(JPEG, storage)
+    assert decoded == [JPEG]
+
+
+@pytest.mark.parametrize('kind', ['empty', 'text', 'half a JPEG', 'PNG without its end chunk', 'huge'])
+def test_what_is_no_whole_image_is_rejected_in_every_storage(kind):
+    data, expected = REASONS[kind]
+    for storage in (RAW, Storage('jpeg', quality=95)):
+        with pytest.raises(images.Rejected, match=expected):
+            images.prepare(data, storage)
+
+
+def test_what_is_too_long_for_a_jpeg_is_rejected():
+    line = np.zeros((1, 65501, 3), np.uint8)
+    prepared_pixels(line[:, 1:], Storage('jpeg', quality=95))
+    with pytest.raises(images.Rejected, match='^too large for a JPEG: 65501x1 pixels, at most 65500 a side$'):
+        prepared_pixels(line, Storage('jpeg', quality=95))
+
+
+@pytest.mark.parametrize('storage', [KEEP, RAW, Storage('png', (16, 16), 'shorter')], ids=str)
+def test_a_viewer_shows_what_a_record_holds(storage):
+    made = images.prepare(PNG, storage)
+    shown = images.picture(made.stored, storage)
+    np.testing.assert_array_equal(pillow_pixels(shown), NOISE if storage == KEEP else made.pixels)
+    assert (shown == made.stored) == (storage != RAW)

@@ -4,12 +4,15 @@ import dataclasses
 import os
 import pathlib
 import shutil
+import socket
 import time
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
+from boardrec.config import UserError
 from boardrec.data import augment, images, input_pipeline, order, records
 from boardrec.data.augment import Views
 
@@ -34,10 +37,9 @@ def with_blocks(record_set, block_records):
     return record_set._replace(manifest=dataclasses.replace(record_set.manifest, block_records=block_records))
 
 
-def train(record_set, *, split='train', seed=0, epoch=0, shuffle_records=20, batch_size=16, pad_multiple=1):
+def train(record_set, *, split='train', shuffle_records=20, batch_size=16, **settings):
     return input_pipeline.train_dataset(
-        record_set, split, image_size=SIZE, batch_size=batch_size, seed=seed, epoch=epoch,
-        shuffle_records=shuffle_records, pad_multiple=pad_multiple)
+        record_set, split, image_size=SIZE, batch_size=batch_size, shuffle_records=shuffle_records, **settings)
 
 
 def evaluate(record_set, split='train', *, batch_size=16, pad_multiple=1):
@@ -52,21 +54,21 @@ def collected(dataset):
         len(batch.labels) for batch in batches]
 
 
-def expected_ids(record_set, *, seed, epoch, window_blocks, split='train'):
+def expected_ids(record_set, *, seed=0, epoch=0, shuffle_records=20, split='train'):
     cut = order.blocks([shard.records for shard in record_set.split_shards(split)], record_set.manifest.block_records)
     return record_set.split_range(split).start + order.sequence(
-        cut, seed=seed, epoch=epoch, window_blocks=window_blocks)
+        cut, seed=seed, epoch=epoch, window_records=shuffle_records)
 
 
-# Blocks of 5 make 20 of 94 records; windows of 1, 4, 7 and all of them; a block of 32 is longer than two of the shards.
-@pytest.mark.parametrize(('block_records', 'shuffle_records', 'window_blocks', 'seed', 'epoch'), [
-    (5, 1, 1, 0, 0), (5, 5, 1, 0, 1), (5, 24, 4, 1, 0), (5, 35, 7, 2**32 - 1, 57), (5, 10_000, 2000, 2, 3),
-    (1, 3, 3, 0, 0), (32, 64, 2, 0, 0), (32, 31, 1, 4, 0)])
+# Of 94 records, blocks of 5 and 32 make too few for lanes, those of 1 make 94.
+@pytest.mark.parametrize(('block_records', 'shuffle_records', 'seed', 'epoch'), [
+    (5, 1, 0, 0), (5, 24, 0, 1), (5, 50, 1, 0), (5, 93, 2**32 - 1, 57), (5, 94, 2, 3), (5, 10_000, 2, 3),
+    (1, 3, 0, 0), (1, 60, 0, 0), (2, 60, 5, 1), (32, 64, 0, 0), (32, 31, 4, 0)])
 def test_training_reads_each_record_once_in_the_order_of_the_sequence(
-        opened, source_pixels, block_records, shuffle_records, window_blocks, seed, epoch):
+        opened, source_pixels, block_records, shuffle_records, seed, epoch):
     record_set = with_blocks(opened, block_records)
     got, sizes = collected(train(record_set, seed=seed, epoch=epoch, shuffle_records=shuffle_records))
-    expected = expected_ids(record_set, seed=seed, epoch=epoch, window_blocks=window_blocks)
+    expected = expected_ids(record_set, seed=seed, epoch=epoch, shuffle_records=shuffle_records)
     np.testing.assert_array_equal(got.record_ids, expected)
     np.testing.assert_array_equal(np.sort(got.record_ids), record_set.split_range('train'))
     np.testing.assert_array_equal(got.labels, record_set.labels[expected])
@@ -80,7 +82,7 @@ def test_the_number_of_threads_changes_nothing(opened, source_pixels, threads):
     options = tf.data.Options()
     options.threading.private_threadpool_size = threads
     options.threading.max_intra_op_parallelism = 1
-    expected = expected_ids(opened, seed=3, epoch=2, window_blocks=4)
+    expected = expected_ids(opened, seed=3, epoch=2)
     for _ in range(2):
         got, _ = collected(train(opened, seed=3, epoch=2).with_options(options))
         np.testing.assert_array_equal(got.record_ids, expected)
@@ -101,7 +103,7 @@ def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, mon
 
     monkeypatch.setattr(records, 'read_from', slow)
     got, _ = collected(train(opened, seed=3, epoch=2))
-    expected = expected_ids(opened, seed=3, epoch=2, window_blocks=4)
+    expected = expected_ids(opened, seed=3, epoch=2)
     np.testing.assert_array_equal(got.record_ids, expected)
     np.testing.assert_array_equal(got.inputs, source_pixels[expected])
 
@@ -114,9 +116,9 @@ def test_an_image_that_takes_long_to_decode_keeps_its_place(opened, source_pixel
         time.sleep(0.01 * (size % 2))
         return True
 
-    def slow(encoded, height, width):
+    def slow(encoded, height, width, box=None):
         with tf.control_dependencies([tf.numpy_function(wait, [tf.strings.length(encoded)], tf.bool)]):
-            return decode(tf.identity(encoded), height, width)
+            return decode(tf.identity(encoded), height, width, box)
 
     ids = collected(dataset(opened))[0].record_ids
     monkeypatch.setattr(images, 'decode', slow)
@@ -128,9 +130,154 @@ def test_an_image_that_takes_long_to_decode_keeps_its_place(opened, source_pixel
     np.testing.assert_array_equal(got.inputs, source_pixels[ids])
 
 
+@pytest.fixture
+def in_short_rounds(opened, monkeypatch):
+    """A function from a number of records to the record set in blocks of so many; 1 and 3 make 24 lanes of it.
+
+    No more than one of the order's rounds is read together, or all 94 records would be.
+    """
+    monkeypatch.setattr(input_pipeline, '_ROUND_RECORDS', 1)
+    return lambda block_records: with_blocks(opened, block_records)
+
+
+@pytest.mark.parametrize('block_records', [5, 1])
+@pytest.mark.parametrize('batch_size', [16, 94])
+@pytest.mark.parametrize('first_step', [0, 1, 2, 5, 6])
+def test_an_epoch_can_begin_at_any_step(in_short_rounds, first_step, batch_size, block_records):
+    """94 records are 6 batches of 16."""
+    record_set = in_short_rounds(block_records)
+    settings = {'seed': 2, 'epoch': 1, 'batch_size': batch_size, 'pad_multiple': 4}
+    whole = list(train(record_set, **settings).as_numpy_iterator())
+    rest = list(train(record_set, first_step=first_step, **settings).as_numpy_iterator())
+    assert len(rest) == max(0, len(whole) - first_step)
+    for one, other in zip(whole[first_step:], rest, strict=True):
+        for column, its in zip(one, other, strict=True):
+            np.testing.assert_array_equal(column, its)
+
+
+def with_nothing_but(record_set, ids, folder):
+    """A copy of a record set whose train shards hold zeros where the records are that are not in `ids`."""
+    folder = pathlib.Path(shutil.copytree(record_set.folder, folder))
+    rows = list(records.read_index(folder))
+    for shard in record_set.split_shards('train'):
+        content = (folder / shard.file).read_bytes()
+        kept = bytearray(len(content))
+        own = [row for row in rows if row.shard == shard.file]
+        for row, end in zip(own, [*(row.offset for row in own[1:]), len(content)], strict=True):
+            if row.record_id in ids:
+                kept[row.offset:end] = content[row.offset:end]
+        (folder / shard.file).write_bytes(kept)
+    return record_set._replace(folder=folder)
+
+
+@pytest.mark.parametrize('block_records', [5, 1])
+def test_steps_that_are_left_out_are_not_read(in_short_rounds, tmp_path, block_records):
+    """Of the shards, only the parts that hold the rest of the records need to exist."""
+    record_set = in_short_rounds(block_records)
+    ids = expected_ids(record_set)[4 * 16:]
+    rest = with_nothing_but(record_set, ids, tmp_path / 'records')
+    got, _ = collected(train(rest, first_step=4))
+    np.testing.assert_array_equal(got.record_ids, ids)
+    with pytest.raises(tf.errors.DataLossError):
+        collected(train(rest))
+
+
+# 94 records in batches of 8 leave 6 for the last, of which two of 8 hosts have none.
+@pytest.mark.parametrize(('hosts', 'batch_size', 'shuffle_records', 'block_records'), [
+    (1, 24, 20, 5), (2, 24, 20, 5), (3, 24, 50, 5), (8, 8, 200, 5), (2, 24, 20, 1), (3, 24, 50, 1), (8, 8, 80, 3)])
+def test_hosts_share_every_batch_of_one_order(
+        in_short_rounds, source_pixels, hosts, batch_size, shuffle_records, block_records):
+    opened = in_short_rounds(block_records)
+    settings = {'seed': 4, 'epoch': 2, 'batch_size': batch_size, 'shuffle_records': shuffle_records,
+                'pad_multiple': batch_size}
+    whole = [batch.record_ids for batch in train(opened, **settings).as_numpy_iterator()]
+    shares = [list(train(opened, host=host, hosts=hosts, **settings).as_numpy_iterator()) for host in range(hosts)]
+    for parts, ids in zip(zip(*shares, strict=True), whole, strict=True):
+        assert {part.inputs.shape for part in parts} == {(batch_size // hosts, *SIZE, 3)}
+        np.testing.assert_array_equal(np.sort(np.concatenate([part.record_ids for part in parts])), np.sort(ids))
+        for part in parts:
+            real = part.record_ids >= 0
+            np.testing.assert_array_equal(part.weights, real)
+            np.testing.assert_array_equal(part.inputs[real], source_pixels[part.record_ids[real]])
+            assert not np.any(part.inputs[~real])
+
+
+@pytest.mark.parametrize('hosts', [2, 3, 8])
+def test_a_host_reads_blocks_of_its_own(hosts):
+    """As many blocks as there are, and one more a host and lane, where the lanes' borders cut one."""
+    cut = order.blocks([1000, 999, 1, 312, 5000], 32)
+    got = order.sequence(cut, seed=0, epoch=0, window_records=2048)
+    block = np.searchsorted(cut.first, got, side='right') - 1
+    touched = [set(block[host::hosts]) for host in range(hosts)]
+    assert sum(map(len, touched)) <= len(cut.first) + order.LANES
+
+
+@pytest.mark.parametrize('hosts', [2, 3])
+def test_the_records_of_other_hosts_are_not_read(in_short_rounds, tmp_path, hosts):
+    """Of the shards, a host needs only the parts that hold its own records."""
+    record_set = in_short_rounds(3)
+    ids = expected_ids(record_set, shuffle_records=80)[::hosts]
+    assert np.mean(np.diff(np.sort(ids)) == 1) > 0.5, 'blocks of its own'
+    own = with_nothing_but(record_set, ids, tmp_path / 'records')
+    settings = {'hosts': hosts, 'batch_size': 24, 'shuffle_records': 80}
+    got, _ = collected(train(own, host=0, **settings))
+    np.testing.assert_array_equal(got.record_ids[got.record_ids >= 0], ids)
+    for host in range(1, hosts):
+        with pytest.raises(tf.errors.DataLossError):
+            collected(train(own, host=host, **settings))
+
+
+@pytest.mark.parametrize(('settings', 'message'), [
+    ({'hosts': 3}, 'batch_size=16 a multiple of hosts'),
+    ({'hosts': 2, 'host': 2}, 'host=2 must be one of hosts=2'),
+    ({'host': -1}, 'host=-1 must be one of hosts=1'),
+    ({'hosts': 0}, 'must be one of hosts=0'),
+    ({'first_step': -1}, 'first_step=-1 and epoch=0 must be at least 0'),
+    ({'epoch': -1}, 'first_step=0 and epoch=-1 must be at least 0'),
+    ({'hosts': 2, 'service': 'grpc://localhost:1'}, "service='grpc://localhost:1' serves one host, from step 0"),
+    ({'first_step': 1, 'service': 'grpc://localhost:1'}, "service='grpc://localhost:1' serves one host, from step 0"),
+])
+def test_settings_that_no_host_could_follow_are_refused(opened, settings, message):
+    with pytest.raises(ValueError, match=message):
+        train(opened, **settings)
+
+
+def test_a_service_that_does_not_answer_is_refused_at_once(opened):
+    with socket.socket() as free:
+        free.bind(('localhost', 0))
+        address = f'grpc://localhost:{free.getsockname()[1]}'
+    with pytest.raises(UserError, match=f'^--data_service={address}: nothing answers there'):
+        train(opened, service=address)
+
+
+@pytest.mark.parametrize(('block_records', 'shuffle_records'), [(5, 200), (1, 50)])
+@pytest.mark.parametrize('ram_mb', [1, 2, 64])
+def test_the_order_does_not_depend_on_the_memory(
+        opened, source_pixels, monkeypatch, ram_mb, block_records, shuffle_records):
+    lengths = []
+    read_rounds = input_pipeline.read_rounds
+    monkeypatch.setattr(input_pipeline, 'read_rounds', lambda record_set, split, rounds: lengths.extend(
+        len(ids) for ids, _ in rounds) or read_rounds(record_set, split, rounds))
+    record_set = with_blocks(opened, block_records)
+    shards = [dataclasses.replace(shard, bytes=shard.records * 20_000) for shard in opened.manifest.shards]
+    large = record_set._replace(manifest=dataclasses.replace(record_set.manifest, shards=shards))
+    got, _ = collected(train(large, seed=3, shuffle_records=shuffle_records, ram_mb=ram_mb))
+    np.testing.assert_array_equal(
+        got.record_ids, expected_ids(record_set, seed=3, shuffle_records=shuffle_records))
+    np.testing.assert_array_equal(got.inputs, source_pixels[got.record_ids])
+    of_batches = 6 * 16 * SIZE[0] * SIZE[1] * 3
+    assert max(lengths) == min(94, (ram_mb * 2**20 - of_batches) // 4 // 20_000)
+    assert sum(lengths) == 94
+
+
+def test_too_little_memory_for_the_batches_is_refused(opened):
+    with pytest.raises(UserError, match=r'^--pipeline_ram_mb=1: 6 batches of 200 images of 24x20 pixels .* need 2 MiB'):
+        train(opened, batch_size=200, ram_mb=1)
+
+
 @pytest.mark.parametrize('split', ['val', 'test'])
 def test_any_split_can_be_trained_on(opened, source_pixels, split):
-    expected = expected_ids(opened, seed=0, epoch=0, window_blocks=4, split=split)
+    expected = expected_ids(opened, seed=0, epoch=0, split=split)
     got, _ = collected(train(opened, split=split))
     np.testing.assert_array_equal(got.record_ids, expected)
     np.testing.assert_array_equal(got.inputs, source_pixels[expected])
@@ -145,7 +292,7 @@ def test_the_same_dataset_gives_the_same_epoch_again(opened):
 
 
 def test_nothing_waits_for_the_tuner_when_an_epoch_ends(opened):
-    """See input_pipeline.prefetch."""
+    """See input_pipeline.finish."""
     for dataset in (train(opened), evaluate(opened)):
         assert dataset.options().autotune.enabled is False
 
@@ -216,6 +363,7 @@ def test_an_empty_split_gives_no_batch(opened, tmp_path):
     empty = opened._replace(folder=tmp_path, manifest=dataclasses.replace(
         manifest, splits={'val': records.Split(0, 1, shard.class_counts)}, shards=[shard]))
     assert list(evaluate(empty, 'val')) == []
+    assert list(train(empty, split='val')) == []
 
 
 @pytest.mark.parametrize('dataset', [train, evaluate])
@@ -259,7 +407,7 @@ def test_a_shard_cut_after_opening_raises(record_set_path, tmp_path, dataset):
         collected(dataset(record_set))
 
 
-MIRRORED = Views(3, True, True, 5)
+MIRRORED = Views(count=3, seed=5, flip_horizontal=True, flip_vertical=True)
 
 
 def view_of(pixels, record_id, view):
@@ -296,7 +444,7 @@ def test_an_epoch_takes_of_each_record_the_view_whose_turn_it_is(opened, source_
     for epoch in (0, 4):
         got, _ = collected(input_pipeline.train_dataset(
             opened, 'train', image_size=SIZE, batch_size=16, seed=2, epoch=epoch, shuffle_records=20, views=MIRRORED))
-        np.testing.assert_array_equal(got.record_ids, expected_ids(opened, seed=2, epoch=epoch, window_blocks=4))
+        np.testing.assert_array_equal(got.record_ids, expected_ids(opened, seed=2, epoch=epoch))
         chosen = order.views(got.record_ids, seed=MIRRORED.seed, epoch=epoch, count=3)
         assert len(set(chosen)) == 3
         for pixels, number, view in zip(got.inputs, got.record_ids, chosen, strict=True):
@@ -309,3 +457,74 @@ def test_pad_takes_several_inputs():
     padded = input_pipeline.pad(batch, 2)
     assert [(one.shape, one.dtype) for one in padded.inputs] == [((4, 2), tf.bfloat16), ((4, 1, 4), tf.float32)]
     assert not np.any(padded.inputs[1][3]) and padded.record_ids.numpy().tolist() == [0, 1, 2, -1]
+
+
+FRESH = Views(seed=9, flip_horizontal=True, crop_area=0.5, brightness=0.2)
+
+
+def test_views_without_end_are_cropped_from_the_photograph_and_new_each_epoch(opened):
+    seen = []
+    for epoch in (0, 1):
+        got, _ = collected(train(opened, epoch=epoch, views=FRESH))
+        for pixels, record_id in zip(got.inputs[:10], got.record_ids[:10], strict=True):
+            which = {'view': tf.constant(epoch, tf.int64), 'record_id': tf.constant(record_id)}
+            box = augment.crop_box(FRESH, **which)
+            cropped = images.decode(tf.constant(records.read_image(opened, record_id)), *SIZE, box)
+            np.testing.assert_array_equal(pixels, augment.augment(cropped, FRESH, **which))
+        seen.append(got.inputs[np.argsort(got.record_ids)])
+    assert np.mean(np.any(seen[0] != seen[1], axis=(1, 2, 3))) > 0.9
+
+
+def test_a_service_gives_each_record_once_an_epoch(opened, source_pixels, data_service):
+    for epoch in (0, 1):
+        got, sizes = collected(train(opened, epoch=epoch, service=data_service))
+        np.testing.assert_array_equal(np.sort(got.record_ids), opened.split_range('train'))
+        np.testing.assert_array_equal(got.inputs, source_pixels[got.record_ids])
+        np.testing.assert_array_equal(got.labels, opened.labels[got.record_ids])
+        assert sizes == [16] * 5 + [14]
+
+
+def test_a_model_of_keras_is_fitted_on_a_folder_of_records(record_set_path):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.layers.Rescaling(1 / 255), keras.layers.GlobalAveragePooling2D(),
+                              keras.layers.Dense(2, activation='softmax')])
+    model.compile('adam', 'sparse_categorical_crossentropy', weighted_metrics=['accuracy'])
+    batches = [make(record_set_path, split, image_size=SIZE).map(input_pipeline.Batch.for_keras) for make, split in (
+        (input_pipeline.train_dataset, 'train'), (input_pipeline.eval_dataset, 'val'))]
+    history = model.fit(batches[0], validation_data=batches[1], epochs=2, shuffle=False, verbose=0).history
+    assert history['val_loss'][1] < history['val_loss'][0]
+
+
+@pytest.fixture(scope='module')
+def raw_set(source_images, convert_here, tmp_path_factory):
+    """The shared images as raw pixels of SIZE."""
+    folder = tmp_path_factory.mktemp('raw') / 'records'
+    convert_here(source_images, folder, encoding='raw', image_size='x'.join(map(str, SIZE)), resize='squash')
+    return with_blocks(records.open_record_set(folder), 5)
+
+
+@pytest.mark.parametrize('dataset', [train, evaluate])
+def test_raw_records_are_read_as_the_pixels_that_were_stored(raw_set, source_images, dataset):
+    got, _ = collected(dataset(raw_set))
+    np.testing.assert_array_equal(np.sort(got.record_ids), raw_set.split_range('train'))
+    for pixels, record_id in zip(got.inputs, got.record_ids, strict=True):
+        data = (source_images / raw_set.sources[record_id]).read_bytes()
+        np.testing.assert_array_equal(pixels, images.prepare(data, raw_set.manifest.storage).pixels)
+    np.testing.assert_array_equal(got.labels, raw_set.labels[got.record_ids])
+
+
+def test_raw_records_take_the_order_and_views_of_any_others(raw_set, opened):
+    views = Views(count=0, flip_horizontal=True, crop_area=0.5)
+    settings = {'image_size': (16, 18), 'batch_size': 16, 'shuffle_records': 20, 'seed': 1, 'views': views}
+    raw, _ = collected(input_pipeline.train_dataset(raw_set, 'train', **settings))
+    kept, _ = collected(input_pipeline.train_dataset(opened, 'train', **settings))
+    np.testing.assert_array_equal(raw.record_ids, kept.record_ids)
+    difference = np.abs(raw.inputs.astype(int) - kept.inputs).mean((1, 2, 3))
+    others = np.abs(raw.inputs.astype(int) - kept.inputs[::-1]).mean((1, 2, 3))
+    assert difference.mean() < 0.5 * others.mean()
+
+
+@pytest.mark.parametrize('make', [input_pipeline.train_dataset, input_pipeline.eval_dataset])
+def test_stored_images_are_not_enlarged(raw_set, make):
+    with pytest.raises(UserError, match='were resized to 24x20 .* --image_size=48x40 --resize=squash --encoding=raw'):
+        make(raw_set, 'train', image_size=(48, 40))

@@ -45,8 +45,9 @@ def write_set(folder, names, *, shards=2, split='train'):
         every += examples
     counts = {name: sum(shard.class_counts[name] for shard in written) for name in CLASSES}
     records.write_rejected(folder, [])
-    manifest = records.Manifest(CLASSES, 'keep', None, {split: records.Split(len(every), shards, counts)}, written,
-                                records.write_index(folder, rows))
+    manifest = records.Manifest(
+        CLASSES, 'keep', None, None, None, {split: records.Split(len(every), shards, counts)}, written,
+        records.write_index(folder, rows))
     records.write_tfds_metadata(folder, manifest)
     records.write_manifest(folder, manifest)
     return every
@@ -130,10 +131,10 @@ def test_a_record_ids_places_cover_the_set(record_set):
 
 def test_the_manifests_json_is_what_the_readme_promises(record_set_path):
     values = json.loads((record_set_path / records.MANIFEST).read_bytes())
-    assert {'format_version', 'fingerprint', 'class_names', 'encoding', 'image_size', 'block_records', 'splits',
-            'shards'} <= set(values)
+    assert {'format_version', 'fingerprint', 'class_names', 'encoding', 'image_size', 'resize', 'quality',
+            'block_records', 'splits', 'shards'} <= set(values)
     assert {'file', 'records', 'bytes', 'sha256', 'class_counts'} == set(values['shards'][0])
-    assert (values['format_version'], values['block_records']) == (1, 32)
+    assert (values['format_version'], values['block_records']) == (2, 32)
     lines = (record_set_path / records.INDEX).read_text().splitlines()
     assert len(lines) == 120
     assert list(json.loads(lines[0])) == ['record_id', 'source', 'sha256', 'split', 'label', 'shard', 'offset']
@@ -141,10 +142,11 @@ def test_the_manifests_json_is_what_the_readme_promises(record_set_path):
 
 def test_the_fingerprint_depends_on_every_field():
     shard = records.Shard('a', 1, 2, 'b', {'x': 1})
-    manifest = records.Manifest(['x', 'y'], 'keep', None, {'train': records.Split(1, 1, {'x': 1})}, [shard], 'c')
-    others = {'class_names': ['y', 'x'], 'encoding': 'jpeg', 'image_size': [1, 2], 'splits': {},
-              'shards': [dataclasses.replace(shard, sha256='d')], 'index_sha256': 'd', 'block_records': 8,
-              'format_version': 2}
+    manifest = records.Manifest(
+        ['x', 'y'], 'keep', None, None, None, {'train': records.Split(1, 1, {'x': 1})}, [shard], 'c')
+    others = {'class_names': ['y', 'x'], 'encoding': 'jpeg', 'image_size': [1, 2], 'resize': 'pad', 'quality': 90,
+              'splits': {}, 'shards': [dataclasses.replace(shard, sha256='d')], 'index_sha256': 'd', 'block_records': 8,
+              'format_version': 3}
     assert set(others) == {field.name for field in dataclasses.fields(manifest)}
     fingerprints = {dataclasses.replace(manifest, **{name: value}).fingerprint for name, value in others.items()}
     assert len(fingerprints | {manifest.fingerprint}) == len(others) + 1
@@ -159,9 +161,9 @@ def test_a_folder_without_a_manifest_is_refused(copy):
 
 
 @pytest.mark.parametrize('content', [
-    b'', b'{', b'[]', b'null', b'{}', b'"text"', b'\xff\xfe', b'{"format_version": 1}',
-    b'{"format_version": 1, "fingerprint": "", "splits": {"train": {}}, "shards": []}',
-    b'{"format_version": 1, "fingerprint": "", "splits": {}, "shards": [1]}'], ids=repr)
+    b'', b'{', b'[]', b'null', b'{}', b'"text"', b'\xff\xfe', b'{"format_version": 2}',
+    b'{"format_version": 2, "fingerprint": "", "splits": {"train": {}}, "shards": []}',
+    b'{"format_version": 2, "fingerprint": "", "splits": {}, "shards": [1]}'], ids=repr)
 def test_a_manifest_that_is_damaged_is_named(copy, content):
     (copy / records.MANIFEST).write_bytes(content)
     with pytest.raises(UserError, match=r'manifest\.json is damaged; convert the images again with --overwrite'):
@@ -187,6 +189,7 @@ def edit(path, change):
     lambda values: values['splits']['train'].update(records=1),
     lambda values: values['shards'][0]['class_counts'].update(negative=1),
     lambda values: values.update(block_records=8),
+    lambda values: values.update(encoding='png'),
     lambda values: values.update(fingerprint='0' * 64),
 ])
 def test_a_manifest_that_was_edited_is_refused(copy, change):
@@ -195,10 +198,10 @@ def test_a_manifest_that_was_edited_is_refused(copy, change):
         records.open_record_set(copy)
 
 
-@pytest.mark.parametrize('version', [0, 2, '1', None])
+@pytest.mark.parametrize('version', [0, 1, 3, '2', None])
 def test_another_format_version_is_refused_by_its_number(copy, version):
     edit(copy / records.MANIFEST, lambda values: values.update(format_version=version, shards='of another form'))
-    with pytest.raises(UserError, match=rf'format_version {version}; this boardrec reads 1'):
+    with pytest.raises(UserError, match=rf'format_version {version}; this boardrec reads 2: .*--overwrite'):
         records.open_record_set(copy)
 
 
@@ -392,6 +395,25 @@ def test_tfds_reads_each_split_with_counts_labels_and_pixels(record_set):
             difference = np.abs(example['image'].astype(int) - expected)
             assert difference.max() <= (0 if encoded.startswith(images.PNG_MAGIC) else 12)
             assert difference.mean() <= 1.5
+
+
+@pytest.mark.parametrize('settings', [
+    {'encoding': 'jpeg'}, {'encoding': 'png', 'image_size': '24'},
+    {'encoding': 'raw', 'image_size': '20x28', 'resize': 'pad'}], ids=str)
+def test_tfds_reads_the_pixels_of_every_encoding(image_folder, convert_here, tmp_path, settings):
+    convert_here(image_folder({'a': 3, 'b': 3}), tmp_path / 'records', splits='train:1', **settings)
+    record_set = records.open_record_set(tmp_path / 'records')
+    dataset = tfds.builder_from_directory(record_set.folder).as_dataset(
+        split='train', read_config=tfds.ReadConfig(interleave_cycle_length=1))
+    examples = list(dataset.as_numpy_iterator())
+    assert [os.fsdecode(example['source_id']) for example in examples] == record_set.sources
+    for record_id, example in enumerate(examples):
+        stored, storage = records.read_image(record_set, record_id), record_set.manifest.storage
+        pixels = example['image']
+        assert pixels.shape == {'24': (24, 29, 3), '20x28': (20, 28, 3)}.get(settings.get('image_size'), (40, 48, 3))
+        expected = images.decode_stored(tf.constant(stored), storage, *pixels.shape[:2]).numpy()
+        # TFDS leaves the DCT of a JPEG at the fast one.
+        assert np.abs(pixels.astype(int) - expected).max() <= (12 if settings['encoding'] == 'jpeg' else 0)
 
 
 def test_tfds_reads_a_part_of_a_split(record_set):

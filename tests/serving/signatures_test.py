@@ -57,6 +57,23 @@ def test_probabilities_are_evaluations(ask, good, predictor):
     np.testing.assert_array_equal(answer['score'], answer['probabilities'][:, 1])
 
 
+@pytest.mark.parametrize(('height', 'width', 'scale'), [(64, 64, 2), (101, 70, 2), (130, 200, 4), (256, 300, 8)])
+def test_a_large_jpeg_is_decoded_at_the_scale_of_training(ask, predictor, height, width, scale):
+    """Noise, of which another scale would make other pixels, and another probability."""
+    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
+    data = tf.io.encode_jpeg(noise, quality=95).numpy()
+    pixels = images.decode(tf.constant(data), 32, 32)
+    halved = tf.io.decode_jpeg(data, channels=3, ratio=scale, dct_method='INTEGER_ACCURATE')
+    np.testing.assert_array_equal(pixels, images._bilinear(halved, 32, 32))
+    whole = images._bilinear(tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE'), 32, 32)
+    expected, other = inference.probabilities(predictor)(np.stack([pixels, whole])).numpy()
+    assert np.abs(expected - other).max() > 1e-3
+    np.testing.assert_allclose(ask([data])['probabilities'][0], expected, atol=1e-5)
+    decoded, valid = signatures.decode_batch(tf.constant([data]), 32, 32)
+    np.testing.assert_array_equal(decoded[0], pixels)
+    assert valid.numpy().tolist() == [True]
+
+
 BAD = {'empty': b'', 'text': b'no image at all', 'gif': b'GIF89a' + bytes(40), 'webp': b'RIFF\0\0\0\0WEBPVP8 ',
        'bmp': b'BM' + bytes(60), 'jpeg header': images.JPEG_MAGIC + bytes(30),
        'png header': images.PNG_MAGIC + bytes(9)}

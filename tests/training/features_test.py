@@ -18,7 +18,7 @@ from boardrec.training.feature_store import Opened
 from boardrec.training.model import Classes
 
 CLASSES = Classes(['negative', 'positive'], 1)
-MIRRORED = Views(3, True, True, 5)
+MIRRORED = Views(count=3, seed=5, flip_horizontal=True, flip_vertical=True, crop_area=0.5, brightness=0.1)
 COMMON = {'batch_size': 16, 'pad_multiple': 16}  # full batches: one compilation
 SHUFFLE = {'seed': 3, 'shuffle_records': 64}
 # Each backbone with a cut in the midst of its branches, at its smallest size.
@@ -188,9 +188,15 @@ def view_of(record_set, split, view):
     """The images of a split, each as its view number `view` (None: as it is), uint8 [N, H, W, 3]."""
     batches = input_pipeline.eval_dataset(record_set, split, image_size=(32, 32), batch_size=200)
     pixels, ids = next((batch.inputs, batch.record_ids) for batch in batches)
-    return pixels if view is None else tf.stack([
-        augment.augment(image, MIRRORED, view=tf.constant(view, tf.int64), record_id=number)
-        for image, number in zip(pixels, ids, strict=True)])
+    if view is None:
+        return pixels
+    shown = []
+    for number in ids:
+        which = {'view': tf.constant(view, tf.int64), 'record_id': number}
+        box = augment.crop_box(MIRRORED, **which)  # of the photograph, before it is resized
+        cropped = images.decode(tf.constant(records.read_image(record_set, int(number))), 32, 32, box)
+        shown.append(augment.augment(cropped, MIRRORED, **which))
+    return tf.stack(shown)
 
 
 def test_each_view_of_training_records_is_cached_and_validation_is_as_it_is(record_set, tmp_path, small_trunk):

@@ -296,3 +296,66 @@ def test_a_batch_that_two_devices_cannot_share(train_config, monkeypatch, record
     monkeypatch.setattr(fit.distribute, 'replicas', lambda _: 2)
     with pytest.raises(UserError, match='--batch_size=15: must be a multiple of 2 devices times --accumulate_steps=5'):
         fit.fit(train_config(batch_size=15, accumulate_steps=5), record_set)
+
+
+def test_a_run_is_fed_by_a_data_service_and_says_what_that_costs(train_config, data_service, capsys):
+    run = train(train_config(data_service=data_service, cached_views=0, epochs=2, feature_cache='auto'))
+    said = capsys.readouterr().out
+    assert f'training images come from {data_service}: their order is not promised, and a run that is inter' in said
+    assert 'features are not cached: each epoch takes new views (--cached_views=0)' in said
+    history = run_dir.read_history(run)
+    assert len(history) == 2 and history[1]['loss'] < history[0]['loss']
+
+
+def test_memory_is_in_the_log_and_the_history(train_config, capsys):
+    run = train(train_config(epochs=1))
+    row, = run_dir.read_history(run)
+    assert 100 < row['peak_rss_mib'] < 64_000
+    assert f'{row["peak_rss_mib"]:,.0f} MiB of memory at most' in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(('converted', 'image_size', 'message'), [
+    ({'image_size': '32x24', 'resize': 'squash'}, '32', 'were resized to 32x24 when .* again with --image_size=32x32'),
+    ({'image_size': '32x40', 'resize': 'pad'}, '33x40', 'were resized to 32x40 when .* again with --image_size=33x40'),
+    ({'image_size': '24', 'resize': 'shorter'}, '24x32',
+     'were resized to a shorter side of 24 when .* again with --image_size=32')])
+def test_images_that_were_stored_smaller_are_refused_before_anything_is_made(
+        source_images, convert_here, train_config, tmp_path, converted, image_size, message):
+    convert_here(source_images, tmp_path / 'records', encoding='jpeg', **converted)
+    config = train_config(records=str(tmp_path / 'records'), image_size=image_size)
+    asked = 'x'.join(map(str, config.height_width()))
+    with pytest.raises(UserError, match=f'^--image_size={asked} is more than .*{message}'):
+        train(config)
+    assert not pathlib.Path(config.run_dir).exists()
+
+
+def test_images_that_were_stored_in_the_size_of_training_are_trained_on(
+        source_images, convert_here, train_config, small_backbone, tmp_path):
+    convert_here(source_images, tmp_path / 'records', encoding='raw', image_size='32x40', resize='squash')
+    assert_whole(train(train_config(records=str(tmp_path / 'records'), image_size='32x40', backbone=small_backbone,
+                                    trainable_layers=5, epochs=1, precision='float32')))
+
+
+def test_a_run_goes_on_with_another_memory_for_the_pipeline(train_config, monkeypatch):
+    config = train_config(feature_cache='off', pipeline_ram_mb=64)
+    whole, commit = train(config), fit.checkpoint.commit
+    again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
+
+    def stopped(*args):
+        commit(*args)
+        raise KeyboardInterrupt  # after the first epoch
+
+    monkeypatch.setattr(fit.checkpoint, 'commit', stopped)
+    with pytest.raises(KeyboardInterrupt):
+        train(again)
+    monkeypatch.setattr(fit.checkpoint, 'commit', commit)
+    continued = train(dataclasses.replace(again, pipeline_ram_mb=8))
+    assert '--pipeline_ram_mb=8\n' in continued.flags.read_text()
+    np.testing.assert_array_equal(numbers(continued), numbers(whole))
+
+
+def test_too_little_memory_for_the_pipeline_is_refused_before_anything_is_made(train_config):
+    config = train_config(pipeline_ram_mb=1, batch_size=200)
+    with pytest.raises(UserError, match='^--pipeline_ram_mb=1: 6 batches of 200 images of 32x32 pixels .* need 4 MiB'):
+        train(config)
+    assert not pathlib.Path(config.run_dir).exists()
