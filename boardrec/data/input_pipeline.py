@@ -261,7 +261,7 @@ def _require_answer(service: str) -> None:
     """Raises UserError if nothing listens there: tf.data would wait for ever, without a word."""
     host, _, port = service.removeprefix('grpc://').rpartition(':')
     try:
-        socket.create_connection((host, int(port)), timeout=_SERVICE_SECONDS).close()
-    except OSError as error:
+        socket.create_connection((host.strip('[]'), int(port)), timeout=_SERVICE_SECONDS).close()
+    except (OSError, ValueError, OverflowError) as error:  # the last two of what is no port
         raise UserError(f'--data_service={service}: nothing answers there ({error}); start a dispatcher and workers of '
                         'tf.data.experimental.service, or leave the flag out.') from None
