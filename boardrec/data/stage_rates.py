@@ -29,10 +29,10 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
     """Measures the stages on the records of an epoch, each for about `seconds`."""
     ids, cut = record_set.split_range(split), input_pipeline.split_blocks(record_set, split)
     ordered = ids.start + order.sequence(cut, seed=seed, epoch=epoch, window_records=shuffle_records)
-    # What is buffered here comes on top of the training's own pipeline, which is why it is a quarter.
-    possible = input_pipeline.require_memory(
-        record_set, split, ram_mb=max(1, ram_mb // 4), image_size=(1, 1), batch_size=1)
-    length = input_pipeline.round_length(cut, shuffle_records, at_most=min(possible, 4 * _SAMPLE))
+    possible = input_pipeline.require_memory(record_set, split, ram_mb=ram_mb, image_size=image_size,
+                                             batch_size=batch_size)
+    # A quarter, because what is buffered here comes on top of the training's own pipeline.
+    length = input_pipeline.round_length(cut, shuffle_records, at_most=max(1, min(possible // 4, 4 * _SAMPLE)))
     stops = [*range(0, len(ordered), length), len(ordered)]
     chosen = order.views(ordered, seed=views.seed, epoch=epoch, count=views.count)
     reading = input_pipeline.read_rounds(
