@@ -30,8 +30,6 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     """
     _require_splits(record_set)
     record_set.require_size(config.height_width())
-    input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb, image_size=config.height_width(),
-                                  batch_size=config.batch_size)
     keras.utils.set_random_seed(config.seed)
     strategy = distribute.set_up(config)
     _require_shares(config, strategy)
@@ -58,6 +56,9 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     decision = feed.decide(
         dataclasses.replace(config, feature_cache=asked), record_set, classifier, strategy,
         before=config.feature_cache if checkpoint.exists(run.checkpoints) else None)
+    if not decision.trunk:
+        input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb, batch_size=config.batch_size,
+                                      image_size=config.height_width())
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
     run_dir.create(run, config, facts)  # before what may take hours
     source = feed.open_feed(config, record_set, classifier, strategy, decision)

@@ -112,20 +112,26 @@ def test_the_finished_model_of_each_backbone_is_whole(train_config, backbone, tr
                                     epochs=1, cached_views=2)))
 
 
-def test_a_run_from_features_in_memory_goes_on_from_the_disk(train_config, small_backbone, monkeypatch):
-    config = train_config(backbone=small_backbone, trainable_layers=5, cached_views=2, feature_cache='memory', epochs=3,
-                          dropout=0.4, precision='float32')
-    whole, commit = train(config), fit.checkpoint.commit
-    again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
+def interrupt_after_the_first_epoch(config, monkeypatch):
+    """Trains until the first epoch is saved."""
+    commit = fit.checkpoint.commit
 
     def stopped(*args):
         commit(*args)
-        raise KeyboardInterrupt  # after the first epoch
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(fit.checkpoint, 'commit', stopped)
-    with pytest.raises(KeyboardInterrupt):
-        train(again)
-    monkeypatch.setattr(fit.checkpoint, 'commit', commit)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(fit.checkpoint, 'commit', stopped)
+        train(config)
+
+
+def test_a_run_from_features_in_memory_goes_on_from_the_disk(train_config, small_backbone, monkeypatch):
+    config = train_config(backbone=small_backbone, trainable_layers=5, cached_views=2, feature_cache='memory', epochs=3,
+                          dropout=0.4, precision='float32')
+    whole = train(config)
+    again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
+
+    interrupt_after_the_first_epoch(again, monkeypatch)
     continued = train(dataclasses.replace(again, feature_cache='on'))
     np.testing.assert_allclose(numbers(continued), numbers(whole), rtol=1e-5)
 
@@ -338,24 +344,21 @@ def test_images_that_were_stored_in_the_size_of_training_are_trained_on(
 
 def test_a_run_goes_on_with_another_memory_for_the_pipeline(train_config, monkeypatch):
     config = train_config(feature_cache='off', pipeline_ram_mb=64)
-    whole, commit = train(config), fit.checkpoint.commit
+    whole = train(config)
     again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
 
-    def stopped(*args):
-        commit(*args)
-        raise KeyboardInterrupt  # after the first epoch
-
-    monkeypatch.setattr(fit.checkpoint, 'commit', stopped)
-    with pytest.raises(KeyboardInterrupt):
-        train(again)
-    monkeypatch.setattr(fit.checkpoint, 'commit', commit)
+    interrupt_after_the_first_epoch(again, monkeypatch)
     continued = train(dataclasses.replace(again, pipeline_ram_mb=8))
     assert '--pipeline_ram_mb=8\n' in continued.flags.read_text()
     np.testing.assert_array_equal(numbers(continued), numbers(whole))
 
 
 def test_too_little_memory_for_the_pipeline_is_refused_before_anything_is_made(train_config):
-    config = train_config(pipeline_ram_mb=1, batch_size=200)
+    config = train_config(pipeline_ram_mb=1, batch_size=200, feature_cache='off')
     with pytest.raises(UserError, match='^--pipeline_ram_mb=1: 6 batches of 200 images of 32x32 pixels .* need 4 MiB'):
         train(config)
-    assert not pathlib.Path(config.run_dir).exists()
+    assert not any(pathlib.Path(config.run_dir).iterdir())
+
+
+def test_cached_features_need_no_memory_for_the_pipeline(train_config):
+    train(train_config(pipeline_ram_mb=1, batch_size=200, feature_cache='memory', epochs=1))
