@@ -22,7 +22,7 @@ import input_peers
 from input_peers import CONTESTANTS, CORES
 import numpy as np
 from PIL import Image
-from training_benchmark import table
+from training_benchmark import claim, table
 
 from boardrec import cli, progress
 from boardrec.config import setting, UserError
@@ -73,7 +73,8 @@ def main(config: InputBenchmarkConfig) -> None:
     paths = sorted(path for path in files_there if path.suffix.lower() in ('.jpg', '.jpeg'))
     if config.images and not paths:
         raise UserError(f'--images={config.images}: there are no .jpg or .jpeg files; name another folder.')
-    claim(output)
+    claim(output, RESULTS, FOLDERS)
+    (output / 'logs').mkdir()
     if not config.images:
         progress.say('no --images: measuring on generated ones, which decode unlike photographs')
         paths = generate(output / 'generated', min(config.count, 300))
@@ -93,18 +94,6 @@ def main(config: InputBenchmarkConfig) -> None:
                                'absent': reasons, 'report': lines}, indent=1).encode() + b'\n')
     plot(rounds, about, output / PLOT)
     progress.say('\n'.join([*lines, f'results: {output / RESULTS}, {output / PLOT}']))
-
-
-def claim(output: pathlib.Path) -> None:
-    """Clears an earlier benchmark away. Raises UserError for a folder that holds something else."""
-    if output.exists() and not (output / RESULTS).is_file() and (not output.is_dir() or any(output.iterdir())):
-        raise UserError(f'--output={output}: holds something that is no benchmark of this kind; name another folder.')
-    output.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(output / RESULTS) as file:  # marks the folder as ours, also if this run is interrupted
-        file.write(b'{}\n')
-    for folder in FOLDERS:
-        shutil.rmtree(output / folder, ignore_errors=True)
-    (output / 'logs').mkdir()
 
 
 def generate(folder: pathlib.Path, count: int) -> list[pathlib.Path]:

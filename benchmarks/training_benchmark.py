@@ -3,7 +3,7 @@
 python benchmarks/training_benchmark.py, after `make demo`; about 25 minutes on two CPU cores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 import dataclasses
 import json
 import math
@@ -74,7 +74,7 @@ def main(config: BenchmarkConfig) -> None:
     keras_fit.require_images(pathlib.Path(config.images))
     if not (pathlib.Path(config.records) / 'manifest.json').is_file():
         raise UserError(f'--records={config.records}: holds no records; run `make demo` first, or name another folder.')
-    claim(output)
+    claim(output, RESULTS, TITLES)
     measured, peaks = {}, {'bfloat16': 0.0, 'float32': 0.0}
     for name in (name for name in TITLES if name in config.variants.split(',')):
         measured[name] = _measure(name, config, output / name)
@@ -93,14 +93,14 @@ def main(config: BenchmarkConfig) -> None:
     progress.say(f'{report(measured, peaks, flops)}\nresults: {output / RESULTS}')
 
 
-def claim(output: pathlib.Path) -> None:
-    """Clears an earlier benchmark away. Raises UserError for a folder that holds something else."""
-    if output.exists() and not (output / RESULTS).is_file() and (not output.is_dir() or any(output.iterdir())):
+def claim(output: pathlib.Path, results: str, folders: Iterable[str]) -> None:
+    """Clears an earlier benchmark's folders away. Raises UserError for a folder that does not hold its results."""
+    if output.exists() and not (output / results).is_file() and (not output.is_dir() or any(output.iterdir())):
         raise UserError(f'--output={output}: holds something that is no benchmark of this kind; name another folder.')
     output.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(output / RESULTS) as file:  # marks the folder as ours, also if this run is interrupted
+    with files.atomic_write(output / results) as file:  # marks the folder as ours, also if this run is interrupted
         file.write(b'{}\n')
-    for path in filter(pathlib.Path.exists, (output / name for name in TITLES)):
+    for path in filter(pathlib.Path.exists, (output / name for name in folders)):
         shutil.rmtree(path)
 
 

@@ -86,11 +86,11 @@ def test_generated_images_are_of_the_size_that_photographs_have(tmp_path):
 def test_only_its_own_folder_is_cleared(tmp_path):
     (tmp_path / 'images').mkdir()
     with pytest.raises(UserError, match='no benchmark of this kind'):
-        benchmark.claim(tmp_path)
+        benchmark.claim(tmp_path, benchmark.RESULTS, benchmark.FOLDERS)
     (tmp_path / benchmark.RESULTS).touch()
     (tmp_path / 'notes.txt').touch()
-    benchmark.claim(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == [benchmark.RESULTS, 'logs', 'notes.txt']
+    benchmark.claim(tmp_path, benchmark.RESULTS, benchmark.FOLDERS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [benchmark.RESULTS, 'notes.txt']
 
 
 def test_the_plot_is_a_png(tmp_path):
@@ -108,7 +108,8 @@ def test_bad_settings_are_refused(wrong, message):
 
 def test_a_folder_without_images_is_refused_and_an_earlier_benchmark_kept(tmp_path):
     output = tmp_path / 'output'
-    benchmark.claim(output)
+    benchmark.claim(output, benchmark.RESULTS, benchmark.FOLDERS)
+    (output / 'logs').mkdir()
     (output / 'logs' / 'kept.txt').touch()
     with pytest.raises(UserError, match='no .jpg or .jpeg files'):
         benchmark.main(InputBenchmarkConfig(images=str(tmp_path / 'none'), output=str(output)))

@@ -38,10 +38,10 @@ def test_the_report_marks_what_is_extrapolated():
 def test_only_its_own_folder_is_cleared(tmp_path):
     (tmp_path / 'cached').mkdir()
     with pytest.raises(UserError, match='no benchmark of this kind'):
-        benchmark.claim(tmp_path)
+        benchmark.claim(tmp_path, benchmark.RESULTS, benchmark.TITLES)
     (tmp_path / benchmark.RESULTS).touch()
     (tmp_path / 'notes.txt').touch()
-    benchmark.claim(tmp_path)
+    benchmark.claim(tmp_path, benchmark.RESULTS, benchmark.TITLES)
     assert sorted(path.name for path in tmp_path.iterdir()) == ['notes.txt', benchmark.RESULTS]
 
 
