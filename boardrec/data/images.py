@@ -30,6 +30,7 @@ _EXIF_ORIENTATION = 0x0112
 _DCT = 'INTEGER_ACCURATE'  # TensorFlow's default is the fast, lossier one
 _JPEG_MAX_SIDE = 65500  # libjpeg's JPEG_MAX_DIMENSION
 _DCT_SCALES = (1, 2, 4, 8)  # what libjpeg decodes at a fraction of the cost
+_MAX_FLOATS = 1 << 21  # 8 MiB, for each image that is being decoded
 # What photographs come in. Others stay out: Pillow would hand EPS to Ghostscript, which runs programs.
 _FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG2000', 'PPM', 'TGA', 'ICO', 'PCX')
 
@@ -195,8 +196,18 @@ def _crop(image: tf.Tensor, box: tf.Tensor | None) -> tf.Tensor:
 
 def _bilinear(image: tf.Tensor, height: int, width: int) -> tf.Tensor:
     """Resizes uint8 [H, W, 3] to uint8 [height, width, 3], without antialiasing."""
-    resized = tf.raw_ops.ResizeBilinear(images=image[tf.newaxis], size=(height, width), half_pixel_centers=True)[0]
-    return tf.cast(resized + 0.5, tf.uint8)
+    def resized(pixels: tf.Tensor) -> tf.Tensor:
+        return tf.raw_ops.ResizeBilinear(images=pixels[tf.newaxis], size=(height, width), half_pixel_centers=True)[0]
+
+    def resized_and_rounded() -> tf.Tensor:
+        # To the same result: the kernel for floats takes, with the cast, about half the time of that for uint8, but
+        # four times the memory.
+        is_small = tf.size(image) <= _MAX_FLOATS
+        pixels = tf.cond(is_small, lambda: resized(tf.cast(image, tf.float32)), lambda: resized(image))
+        return tf.cast(pixels + 0.5, tf.uint8)
+
+    fits = tf.reduce_all(tf.shape(image)[:2] == (height, width))
+    return tf.ensure_shape(tf.cond(fits, lambda: image, resized_and_rounded), [height, width, 3])
 
 
 def _window(size: tf.Tensor, box: tf.Tensor) -> tf.Tensor:

@@ -108,9 +108,8 @@ def view_dataset(record_set: RecordSet, split: str, ranges: Iterable[range], *,
     ids = np.concatenate([np.asarray(ids, np.int64) for ids in ranges])
     dataset = tf.data.Dataset.from_tensor_slices(_pieces(record_set, _shard_ends(record_set, split), ids))
     dataset = dataset.flat_map(_piece_reader(record_set, split))
-    dataset = dataset.map(lambda serialized, record_id: (serialized, record_id, tf.constant(view, tf.int64)))
     dataset = _decode(dataset, record_set.manifest.storage, image_size=image_size, batch_size=batch_size, views=views,
-                      threads=_THREADS)
+                      view=view, threads=_THREADS)
     return finish(dataset, pad_multiple=pad_multiple, batches=-(-len(ids) // batch_size))
 
 
@@ -200,11 +199,12 @@ def read_rounds(record_set: RecordSet, split: str, rounds: list[tuple[np.ndarray
 
 def _piece_reader(record_set: RecordSet, split: str) -> Callable[[tf.Tensor], tf.data.Dataset]:
     """From a row of _pieces to a dataset of (serialised Example, record_id)."""
-    paths = tf.constant(record_set.shard_paths(split))
+    paths, shards = tf.constant(record_set.shard_paths(split)), record_set.split_shards(split)
+    record_bytes = sum(shard.bytes for shard in shards) / max(1, sum(shard.records for shard in shards))
 
     def read_piece(piece: tf.Tensor) -> tf.data.Dataset:
         shard, offset, first, count = (piece[i] for i in range(4))  # tf.unstack crashes TensorFlow 2.21 here
-        serialized = records.read_from(paths[shard], offset).take(count)
+        serialized = records.read_from(paths[shard], offset, record_bytes).take(count)
         # A file that was cut between two records since the set was opened ends without an error.
         serialized = serialized.apply(tf.data.experimental.assert_cardinality(count))
         return tf.data.Dataset.zip(serialized, tf.data.Dataset.range(first, first + count))
@@ -230,23 +230,15 @@ def _ragged(rows: list[np.ndarray]) -> tf.RaggedTensor:
 
 
 def _decode(dataset: tf.data.Dataset, storage: Storage, *, image_size: tuple[int, int], batch_size: int, views: Views,
-            threads: int) -> tf.data.Dataset:
-    """From (serialised Example, record_id, view) to Batch."""
-    def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> Batch:
+            threads: int, view: int = 0) -> tf.data.Dataset:
+    """From (serialised Example, record_id), with which view of it or `view` of each, to Batch."""
+    def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor | int = view) -> Batch:
         stored, label = records.parse_example(serialized)
         box = augment.crop_box(views, view=view, record_id=record_id)
         image = images.decode_stored(stored, storage, *image_size, box)
         image = augment.augment(image, views, view=view, record_id=record_id)
         return Batch(image, label, tf.ones([], tf.float32), record_id)
 
-    def decode_batch(serialized: tf.Tensor, record_ids: tf.Tensor, _: tf.Tensor) -> Batch:
-        stored, labels = records.parse_example(serialized)
-        pixels = tf.reshape(tf.io.decode_raw(stored, tf.uint8), [-1, *image_size, 3])
-        return Batch(pixels, labels, tf.ones_like(labels, tf.float32), record_ids)
-
-    if storage.encoding == 'raw' and storage.image_size == image_size and views.count == 1:
-        # Nothing to do for single images: a third faster by the batch.
-        return dataset.batch(batch_size).map(decode_batch, num_parallel_calls=2, deterministic=True)
     return dataset.map(decode, num_parallel_calls=threads, deterministic=True).batch(batch_size)
 
 

@@ -411,6 +411,17 @@ def test_real_photographs_are_as_good_as_what_keras_makes_of_them(tmp_path, size
     assert min(gains) >= 0, gains
 
 
+@pytest.mark.parametrize('size', [(224, 224), (299, 299), (427, 640), (700, 900)], ids=str)
+def test_large_images_are_resized_to_the_same_bits_as_small_ones(monkeypatch, size):
+    """By another kernel; 427x640 is one photograph's own size, where nothing is resized."""
+    for path in photographs():
+        data = tf.constant(path.read_bytes())
+        monkeypatch.setattr(images, '_MAX_FLOATS', 10**9)
+        as_floats = images.decode(data, *size).numpy()
+        monkeypatch.setattr(images, '_MAX_FLOATS', 0)
+        np.testing.assert_array_equal(images.decode(data, *size).numpy(), as_floats)
+
+
 @pytest.mark.parametrize(('shape', 'size', 'scale'), [
     ((400, 400), (400, 400), 1), ((400, 400), (201, 200), 1), ((400, 400), (200, 200), 2), ((401, 401), (200, 200), 2),
     ((399, 400), (200, 200), 1), ((400, 400), (100, 100), 4), ((400, 400), (100, 101), 2), ((400, 400), (50, 50), 8),

@@ -97,9 +97,9 @@ def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, mon
         time.sleep(0.02 * (offset % 2))
         return True
 
-    def slow(path, offset):
+    def slow(path, offset, record_bytes):
         late = tf.data.Dataset.from_tensors(offset).map(lambda offset: tf.numpy_function(wait, [offset], tf.bool))
-        return late.flat_map(lambda _: read_from(path, offset))
+        return late.flat_map(lambda _: read_from(path, offset, record_bytes))
 
     monkeypatch.setattr(records, 'read_from', slow)
     got, _ = collected(train(opened, seed=3, epoch=2))
