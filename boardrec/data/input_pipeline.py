@@ -20,7 +20,7 @@ from boardrec.data.records import RecordSet, Storage
 
 _READ_AHEAD = 4  # pieces read at a time: hides a disk's latency, costs 4 buffers
 _ROUND_RECORDS = 1536  # read together, about: of 3 KB records, 64 at a time are read at a seventh of the rate
-_COPIES_OF_A_ROUND = 4  # one consumed, one waiting, one being read and then copied into its order
+_COPIES_OF_A_ROUND = 4  # one consumed, one waiting, one being read and then put together
 _BATCHES = 6  # one or two being made, two waiting, one in use; raw ones twice while they are made
 _THREADS = 2 * len(os.sched_getaffinity(0))  # while some wait for their turn, others decode
 _SERVICE_SECONDS = 10
@@ -175,26 +175,38 @@ def round_length(cut: order.Blocks, shuffle_records: int, *, at_most: int) -> in
 
 
 def read_rounds(record_set: RecordSet, split: str, rounds: list[tuple[np.ndarray, np.ndarray]]) -> tf.data.Dataset:
-    """From the record_ids [n] and views [n] of rounds to (serialised Example, record_id, view), in that order."""
+    """From the record_ids [n] and views [n] of rounds to (Examples of the round, record_id, view, place), in order.
+
+    The place is that of the record's own among the serialised Examples [n], which are not copied: `own_example` takes
+    it, in whatever thread needs it.
+    """
     read_piece, ends = _piece_reader(record_set, split), _shard_ends(record_set, split)
     by_place = [np.argsort(ids) for ids, _ in rounds]
     pieces = [_pieces(record_set, ends, ids[places]) for (ids, _), places in zip(rounds, by_place, strict=True)]
     longest = max(piece[:, 3].max(initial=1) for piece in pieces)
 
-    def read_round(pieces: tf.Tensor, places: tf.Tensor, views: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def read_round(pieces: tf.Tensor, places: tf.Tensor, views: tf.Tensor) -> tuple[tf.Tensor, ...]:
         read = tf.data.Dataset.from_tensor_slices(pieces)
         # Whole pieces one after the other (block_length), while the next ones are being opened and read.
         read = read.interleave(read_piece, cycle_length=_READ_AHEAD, block_length=longest,
                                num_parallel_calls=_READ_AHEAD, deterministic=True)
         serialized, ids = read.batch(tf.size(places, tf.int64)).get_single_element()
-        return tf.gather(serialized, places), tf.gather(ids, places), views
+        return serialized, tf.gather(ids, places), views, places
+
+    def in_order(serialized: tf.Tensor, *ordered: tf.Tensor) -> tf.data.Dataset:
+        return tf.data.Dataset.from_tensor_slices(ordered).map(lambda *one: (serialized, *one))
 
     # One source of everything, of which a service gives each worker some.
     dataset = tf.data.Dataset.from_tensor_slices((
         _ragged(pieces), _ragged([np.argsort(places) for places in by_place]), _ragged([views for _, views in rounds])))
     dataset = dataset.filter(lambda pieces, *_: tf.size(pieces) > 0)  # hosts may outnumber a last round's records
     dataset = dataset.map(read_round)
-    return dataset.prefetch(1).unbatch()  # the next round is read while this one is consumed
+    return dataset.prefetch(1).flat_map(in_order)  # the next round is read while this one is consumed
+
+
+def own_example(serialized: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
+    """A record's own serialised Example, string [], of those that were read together."""
+    return serialized[place]
 
 
 def _piece_reader(record_set: RecordSet, split: str) -> Callable[[tf.Tensor], tf.data.Dataset]:
@@ -231,8 +243,11 @@ def _ragged(rows: list[np.ndarray]) -> tf.RaggedTensor:
 
 def _decode(dataset: tf.data.Dataset, storage: Storage, *, image_size: tuple[int, int], batch_size: int, views: Views,
             threads: int, view: int = 0) -> tf.data.Dataset:
-    """From (serialised Example, record_id), with which view of it or `view` of each, to Batch."""
-    def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor | int = view) -> Batch:
+    """From (serialised Example, record_id), of which `view` is taken, or from what read_rounds gives, to Batch."""
+    def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor | int = view,
+               place: tf.Tensor | None = None) -> Batch:
+        if place is not None:
+            serialized = own_example(serialized, place)
         stored, label = records.parse_example(serialized)
         box = augment.crop_box(views, view=view, record_id=record_id)
         image = images.decode_stored(stored, storage, *image_size, box)

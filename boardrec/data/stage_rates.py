@@ -38,6 +38,9 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
     reading = input_pipeline.read_rounds(
         record_set, split, [(ordered[start:stop], chosen[start:stop]) for start, stop in itertools.pairwise(stops)])
 
+    def own(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor, place: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return input_pipeline.own_example(serialized, place), record_id, view
+
     def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> tuple[tf.Tensor, ...]:
         box = augment.crop_box(views, view=view, record_id=record_id)
         stored, _ = records.parse_example(serialized)
@@ -47,7 +50,7 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
         return augment.augment(image, views, view=view, record_id=record_id)
 
     cores = len(os.sched_getaffinity(0))
-    encoded = _in_memory(reading)
+    encoded = _in_memory(reading.map(own))
     decoding = encoded.repeat().map(decode, num_parallel_calls=cores)
     decoded = _in_memory(decoding).repeat()
     return Rates(
