@@ -4,6 +4,7 @@ Both yield Batch. Only encoded bytes are shuffled and buffered; pixels exist for
 because the backbone's normalisation lives in the model.
 """
 
+import bisect
 from collections.abc import Callable, Iterable
 import itertools
 import os
@@ -21,8 +22,9 @@ from boardrec.data.records import RecordSet, Storage
 _READ_AHEAD = 4  # pieces read at a time: hides a disk's latency, costs 4 buffers
 _ROUND_RECORDS = 1536  # read together, about: of 3 KB records, 64 at a time are read at a seventh of the rate
 _COPIES_OF_A_ROUND = 4  # one consumed, one waiting, one being read and then put together
-_BATCHES = 6  # one or two being made, two waiting, one in use; raw ones twice while they are made
-_THREADS = 2 * len(os.sched_getaffinity(0))  # while some wait for their turn, others decode
+_BATCHES = 5  # one or two being made, two waiting, one in use
+THREADS = 2 * len(os.sched_getaffinity(0))  # while some wait for their turn, others decode
+_BUFFER_BYTES, _LONG_BYTES = 256 << 10, 64 << 10  # of reading; of records that are read without a buffer
 _SERVICE_SECONDS = 10
 
 
@@ -73,14 +75,15 @@ def train_dataset(record_set: RecordSet | str | os.PathLike, split: str = 'train
     ordered = ids.start + order.sequence(cut, seed=seed, epoch=epoch, window_records=shuffle_records)
     ordered = ordered[first_step * batch_size:]
     chosen = order.views(ordered, seed=views.seed, epoch=epoch, count=views.count)
-    possible = require_memory(record_set, split, ram_mb=ram_mb, image_size=image_size, batch_size=share)
+    budget = require_memory(record_set, split, ram_mb=ram_mb, image_size=image_size, batch_size=share)
+    possible = records_that_fit(record_bytes(record_set, split)[ordered[host::hosts] - ids.start], budget)
     # A service hands whole rounds to its workers, and promises no order anyway.
     length = batch_size if service else round_length(cut, shuffle_records, at_most=hosts * possible)
     stops = [0, *range(length - first_step * batch_size % length, len(ordered), length), len(ordered)]
     rounds = [slice(start + (host - start) % hosts, stop, hosts) for start, stop in itertools.pairwise(stops)]
     dataset = read_rounds(record_set, split, [(ordered[one], chosen[one]) for one in rounds])
     dataset = _decode(dataset, record_set.manifest.storage, image_size=image_size, batch_size=share, views=views,
-                      threads=tf.data.AUTOTUNE if service else _THREADS)  # of the workers, or of this host
+                      threads=tf.data.AUTOTUNE if service else THREADS)  # of the workers, or of this host
     if service:
         dataset = dataset.apply(tf.data.experimental.service.distribute(
             processing_mode=tf.data.experimental.service.ShardingPolicy.DYNAMIC, service=service))
@@ -109,7 +112,7 @@ def view_dataset(record_set: RecordSet, split: str, ranges: Iterable[range], *,
     dataset = tf.data.Dataset.from_tensor_slices(_pieces(record_set, _shard_ends(record_set, split), ids))
     dataset = dataset.flat_map(_piece_reader(record_set, split))
     dataset = _decode(dataset, record_set.manifest.storage, image_size=image_size, batch_size=batch_size, views=views,
-                      view=view, threads=_THREADS)
+                      view=view, threads=THREADS)
     return finish(dataset, pad_multiple=pad_multiple, batches=-(-len(ids) // batch_size))
 
 
@@ -152,20 +155,36 @@ def finish(dataset: tf.data.Dataset, *, pad_multiple: int, batches: int) -> tf.d
 
 def require_memory(record_set: RecordSet, split: str, *, ram_mb: int, image_size: tuple[int, int], batch_size: int
                    ) -> int:
-    """How many records of a split may be read together, for all buffers to stay within `ram_mb` MiB.
+    """How many bytes of a split's records may be read together, for all buffers to stay within `ram_mb` MiB.
 
-    Raises UserError if not even one may.
+    The images that are being decoded come on top. Raises UserError if the largest record does not fit.
     """
-    record_bytes = max((shard.bytes / shard.records for shard in record_set.split_shards(split) if shard.records),
-                       default=1)
+    largest = int(record_bytes(record_set, split).max(initial=1))
     of_batches = _BATCHES * batch_size * image_size[0] * image_size[1] * 3
-    possible = int((ram_mb * 2**20 - of_batches) / (_COPIES_OF_A_ROUND * record_bytes))
-    if possible < 1:
-        needed = -(-(of_batches + _COPIES_OF_A_ROUND * record_bytes) // 2**20)
+    budget = (ram_mb * 2**20 - of_batches) // _COPIES_OF_A_ROUND
+    if budget < largest:
+        needed = -(-(of_batches + _COPIES_OF_A_ROUND * largest) // 2**20)
         raise UserError(f'--pipeline_ram_mb={ram_mb}: {_BATCHES} batches of {batch_size} images of {image_size[0]}x'
-                        f'{image_size[1]} pixels and a few records need {needed:.0f} MiB; give as much, or lower '
+                        f'{image_size[1]} pixels and a few records need {needed} MiB; give as much, or lower '
                         '--batch_size.')
-    return possible
+    return budget
+
+
+def record_bytes(record_set: RecordSet, split: str) -> np.ndarray:
+    """How long each record of a split is in its file: int64 [records]."""
+    ids, shards = record_set.split_range(split), [one for one in record_set.split_shards(split) if one.records]
+    offsets = record_set.offsets[ids.start:ids.stop]
+    last = np.cumsum([shard.records for shard in shards], dtype=np.int64) - 1
+    ends = np.append(offsets[1:], 0)
+    ends[last] = [shard.bytes for shard in shards]
+    return ends - offsets
+
+
+def records_that_fit(sizes: np.ndarray, budget: int) -> int:
+    """How many of records with these bytes, int [n] in their order, fit a budget wherever one begins; at least 1."""
+    ends = np.concatenate([[0], np.cumsum(sizes)])
+    # Of n more, the largest stretch has more bytes: so the first n too many is found by halving.
+    return bisect.bisect_right(range(2, len(ends)), budget, key=lambda n: (ends[n:] - ends[:-n]).max()) + 1
 
 
 def round_length(cut: order.Blocks, shuffle_records: int, *, at_most: int) -> int:
@@ -211,12 +230,14 @@ def own_example(serialized: tf.Tensor, place: tf.Tensor) -> tf.Tensor:
 
 def _piece_reader(record_set: RecordSet, split: str) -> Callable[[tf.Tensor], tf.data.Dataset]:
     """From a row of _pieces to a dataset of (serialised Example, record_id)."""
-    paths, shards = tf.constant(record_set.shard_paths(split)), record_set.split_shards(split)
-    record_bytes = sum(shard.bytes for shard in shards) / max(1, sum(shard.records for shard in shards))
+    paths, lengths = tf.constant(record_set.shard_paths(split)), record_bytes(record_set, split)
+    mean_bytes = int(lengths.mean()) if len(lengths) else 0
 
     def read_piece(piece: tf.Tensor) -> tf.data.Dataset:
         shard, offset, first, count = (piece[i] for i in range(4))  # tf.unstack crashes TensorFlow 2.21 here
-        serialized = records.read_from(paths[shard], offset, record_bytes).take(count)
+        # Of long records a buffer is only one copy more; of a short piece it would read much that nobody wants.
+        buffer_bytes = 0 if mean_bytes >= _LONG_BYTES else tf.minimum(count * mean_bytes, _BUFFER_BYTES)
+        serialized = records.read_from(paths[shard], offset, buffer_bytes).take(count)
         # A file that was cut between two records since the set was opened ends without an error.
         serialized = serialized.apply(tf.data.experimental.assert_cardinality(count))
         return tf.data.Dataset.zip(serialized, tf.data.Dataset.range(first, first + count))

@@ -35,7 +35,6 @@ BLOCK_RECORDS = 32  # consecutive records that are read together: 20,500 records
 DATASET_NAME = 'boardrec'
 TFDS_FILES = ('dataset_info.json', 'features.json', 'label.labels.txt')
 MANIFEST, INDEX, REJECTED = 'manifest.json', 'index.jsonl', 'rejected.csv'
-_BUFFER_BYTES = 256 << 10
 _FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
 
 
@@ -308,16 +307,15 @@ def parse_example(serialized: Any) -> tuple[Any, Any]:
     return parsed['image'], tf.cast(parsed['label'], tf.int32)
 
 
-def read_from(path: Any, offset: Any, record_bytes: float = 0) -> Any:
-    """A Dataset of a shard's serialised Examples (string []), starting at a byte offset; both may be tensors.
+def read_from(path: Any, offset: Any, buffer_bytes: Any = 256 << 10) -> Any:
+    """A Dataset of a shard's serialised Examples (string []), starting at a byte offset; all may be tensors.
 
-    `record_bytes` is their mean length, if it is known. Raises DataLossError where a checksum does not fit.
+    Raises DataLossError where a checksum does not fit.
     """
     import tensorflow as tf
     offsets = tf.reshape(tf.cast(offset, tf.int64), [1])
-    buffer_bytes = _BUFFER_BYTES if record_bytes < _BUFFER_BYTES / 4 else 0  # no buffer: one copy less of each byte
     variant = tf.raw_ops.TFRecordDatasetV2(
-        filenames=tf.reshape(path, [1]), compression_type='', buffer_size=tf.constant(buffer_bytes, tf.int64),
+        filenames=tf.reshape(path, [1]), compression_type='', buffer_size=tf.cast(buffer_bytes, tf.int64),
         byte_offsets=offsets)
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
 

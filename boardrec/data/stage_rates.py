@@ -1,7 +1,6 @@
 """How fast each stage of the input pipeline is by itself, which tells the one that holds training up."""
 
 import itertools
-import os
 import time
 from typing import NamedTuple
 
@@ -29,10 +28,12 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
     """Measures the stages on the records of an epoch, each for about `seconds`."""
     ids, cut = record_set.split_range(split), input_pipeline.split_blocks(record_set, split)
     ordered = ids.start + order.sequence(cut, seed=seed, epoch=epoch, window_records=shuffle_records)
-    possible = input_pipeline.require_memory(record_set, split, ram_mb=ram_mb, image_size=image_size,
-                                             batch_size=batch_size)
-    # A quarter, because what is buffered here comes on top of the training's own pipeline.
-    length = input_pipeline.round_length(cut, shuffle_records, at_most=max(1, min(possible // 4, 4 * _SAMPLE)))
+    budget = input_pipeline.require_memory(record_set, split, ram_mb=ram_mb, image_size=image_size,
+                                           batch_size=batch_size)
+    possible = input_pipeline.records_that_fit(
+        input_pipeline.record_bytes(record_set, split)[ordered - ids.start], budget)
+    # As in training, so that whole blocks are read.
+    length = input_pipeline.round_length(cut, shuffle_records, at_most=possible)
     stops = [*range(0, len(ordered), length), len(ordered)]
     chosen = order.views(ordered, seed=views.seed, epoch=epoch, count=views.count)
     reading = input_pipeline.read_rounds(
@@ -49,13 +50,13 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
     def change(image: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> tf.Tensor:
         return augment.augment(image, views, view=view, record_id=record_id)
 
-    cores = len(os.sched_getaffinity(0))
+    threads = input_pipeline.THREADS
     encoded = _in_memory(reading.map(own))
-    decoding = encoded.repeat().map(decode, num_parallel_calls=cores)
+    decoding = encoded.repeat().map(decode, num_parallel_calls=threads)
     decoded = _in_memory(decoding).repeat()
     return Rates(
         _rate(reading.repeat(), seconds), _rate(decoding, seconds),
-        _rate(decoded.map(change, num_parallel_calls=cores), seconds) if views.count != 1 else float('inf'),
+        _rate(decoded.map(change, num_parallel_calls=threads), seconds) if views.count != 1 else float('inf'),
         _rate(decoded.batch(batch_size), seconds, images=batch_size))
 
 

@@ -41,8 +41,12 @@ def load(path: str | pathlib.Path) -> Predictor:
 def file_reader(predictor: Predictor) -> Callable[[bytes], np.ndarray]:
     """The function from an image file's bytes to uint8 [H, W, 3]; it raises images.Rejected."""
     height, width = predictor.config.height_width()
-    decode = tf.function(lambda encoded: images.decode(encoded, height, width),
-                         input_signature=[tf.TensorSpec([], tf.string)]).get_concrete_function()
+
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def decode(encoded: tf.Tensor) -> tf.Tensor:
+        with tf.device('CPU:0'):  # as tf.data does; a GPU may round otherwise
+            return images.decode(encoded, height, width)
+
     return lambda data: decode(tf.constant(images.normalise(data))).numpy()
 
 

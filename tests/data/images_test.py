@@ -412,14 +412,20 @@ def test_real_photographs_are_as_good_as_what_keras_makes_of_them(tmp_path, size
 
 
 @pytest.mark.parametrize('size', [(224, 224), (299, 299), (427, 640), (700, 900)], ids=str)
-def test_large_images_are_resized_to_the_same_bits_as_small_ones(monkeypatch, size):
-    """By another kernel; 427x640 is one photograph's own size, where nothing is resized."""
+def test_images_are_resized_to_the_bits_of_the_kernel_for_bytes(monkeypatch, size):
+    """Small ones as floats, large ones as they are; 427x640 is one photograph's own size, where nothing is resized."""
     for path in photographs():
         data = tf.constant(path.read_bytes())
-        monkeypatch.setattr(images, '_MAX_FLOATS', 10**9)
-        as_floats = images.decode(data, *size).numpy()
-        monkeypatch.setattr(images, '_MAX_FLOATS', 0)
-        np.testing.assert_array_equal(images.decode(data, *size).numpy(), as_floats)
+        full = tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE')
+        if min(full.shape[0] // size[0], full.shape[1] // size[1]) >= 2:
+            continue  # decoded at a DCT scale
+        expected = tf.raw_ops.ResizeBilinear(images=full[None], size=size, half_pixel_centers=True)[0]
+        expected = tf.cast(expected + 0.5, tf.uint8).numpy()
+        for limit in (0, 10**9):
+            monkeypatch.setattr(images, '_MAX_FLOATS', limit)
+            np.testing.assert_array_equal(images.decode(data, *size).numpy(), expected)
+            graph = tf.function(lambda data: images.decode(data, *size))
+            np.testing.assert_array_equal(graph(data).numpy(), expected)
 
 
 @pytest.mark.parametrize(('shape', 'size', 'scale'), [

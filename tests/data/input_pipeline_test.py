@@ -1,7 +1,6 @@
 """Every record once, in the order of order.sequence, with the pixels of images.decode, whatever reads it."""
 
 import dataclasses
-import os
 import pathlib
 import shutil
 import socket
@@ -97,9 +96,9 @@ def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, mon
         time.sleep(0.02 * (offset % 2))
         return True
 
-    def slow(path, offset, record_bytes):
+    def slow(path, offset, buffer_bytes):
         late = tf.data.Dataset.from_tensors(offset).map(lambda offset: tf.numpy_function(wait, [offset], tf.bool))
-        return late.flat_map(lambda _: read_from(path, offset, record_bytes))
+        return late.flat_map(lambda _: read_from(path, offset, buffer_bytes))
 
     monkeypatch.setattr(records, 'read_from', slow)
     got, _ = collected(train(opened, seed=3, epoch=2))
@@ -122,7 +121,7 @@ def test_an_image_that_takes_long_to_decode_keeps_its_place(opened, source_pixel
 
     ids = collected(dataset(opened))[0].record_ids
     monkeypatch.setattr(images, 'decode', slow)
-    monkeypatch.setattr(os, 'sched_getaffinity', lambda _: range(4))
+    monkeypatch.setattr(input_pipeline, 'THREADS', 8)
     options = tf.data.Options()
     options.experimental_optimization.map_and_batch_fusion = False  # fused, they keep the order whatever they are told
     got, _ = collected(dataset(opened).with_options(options))
@@ -258,20 +257,48 @@ def test_the_order_does_not_depend_on_the_memory(
     read_rounds = input_pipeline.read_rounds
     monkeypatch.setattr(input_pipeline, 'read_rounds', lambda record_set, split, rounds: lengths.extend(
         len(ids) for ids, _ in rounds) or read_rounds(record_set, split, rounds))
+    monkeypatch.setattr(input_pipeline, 'record_bytes', lambda record_set, split: np.full(94, 20_000))
     record_set = with_blocks(opened, block_records)
-    shards = [dataclasses.replace(shard, bytes=shard.records * 20_000) for shard in opened.manifest.shards]
-    large = record_set._replace(manifest=dataclasses.replace(record_set.manifest, shards=shards))
-    got, _ = collected(train(large, seed=3, shuffle_records=shuffle_records, ram_mb=ram_mb))
-    np.testing.assert_array_equal(
-        got.record_ids, expected_ids(record_set, seed=3, shuffle_records=shuffle_records))
+    expected = expected_ids(record_set, seed=3, shuffle_records=shuffle_records)
+    for hosts in (1, 2):
+        lengths.clear()
+        given = {'seed': 3, 'shuffle_records': shuffle_records, 'ram_mb': ram_mb, 'hosts': hosts}
+        got, _ = collected(train(record_set, **given))
+        own = got.record_ids[got.record_ids >= 0]
+        np.testing.assert_array_equal(own, expected[::hosts])
+        np.testing.assert_array_equal(got.inputs[:len(own)], source_pixels[own])
+        of_batches = 5 * 16 // hosts * SIZE[0] * SIZE[1] * 3
+        assert max(lengths) == min(94 // hosts, (ram_mb * 2**20 - of_batches) // 4 // 20_000)
+        assert sum(lengths) == 94 // hosts
+
+
+def test_the_length_of_each_record_is_known(opened):
+    for split in opened.manifest.splits:
+        lengths, paths = input_pipeline.record_bytes(opened, split), opened.shard_paths(split)
+        serialized = [len(one) for path in paths for one in tf.data.TFRecordDataset(path).as_numpy_iterator()]
+        np.testing.assert_array_equal(lengths, np.array(serialized) + 16)
+
+
+@pytest.mark.parametrize(('sizes', 'budget', 'expected'), [
+    ([5, 5, 5, 5], 5, 1), ([5, 5, 5, 5], 14, 2), ([5, 5, 5, 5], 15, 3), ([5, 5, 5, 5], 100, 4),
+    ([1, 1, 9, 1, 1], 10, 2), ([1, 1, 9, 1, 1], 11, 3), ([9, 1, 1, 1], 11, 3),
+    ([1, 1, 1, 9], 9, 1), ([7], 7, 1), ([], 7, 1)], ids=str)
+def test_as_many_records_are_read_together_as_fit_wherever_they_begin(sizes, budget, expected):
+    assert input_pipeline.records_that_fit(np.array(sizes, np.int64), budget) == expected
+
+
+@pytest.mark.parametrize('mean_bytes', [1, 1 << 30])
+def test_records_are_read_alike_with_a_buffer_and_without(opened, source_pixels, monkeypatch, mean_bytes):
+    monkeypatch.setattr(input_pipeline, '_LONG_BYTES', mean_bytes)
+    got, _ = collected(train(opened, seed=3))
+    np.testing.assert_array_equal(got.record_ids, expected_ids(opened, seed=3))
     np.testing.assert_array_equal(got.inputs, source_pixels[got.record_ids])
-    of_batches = 6 * 16 * SIZE[0] * SIZE[1] * 3
-    assert max(lengths) == min(94, (ram_mb * 2**20 - of_batches) // 4 // 20_000)
-    assert sum(lengths) == 94
+    got, _ = collected(evaluate(opened))
+    np.testing.assert_array_equal(got.inputs, source_pixels[got.record_ids])
 
 
 def test_too_little_memory_for_the_batches_is_refused(opened):
-    with pytest.raises(UserError, match=r'^--pipeline_ram_mb=1: 6 batches of 200 images of 24x20 pixels .* need 2 MiB'):
+    with pytest.raises(UserError, match=r'^--pipeline_ram_mb=1: 5 batches of 200 images of 24x20 pixels .* need 2 MiB'):
         train(opened, batch_size=200, ram_mb=1)
 
 
