@@ -57,6 +57,9 @@ class ConvertConfig:
     splits: str = setting(
         'fractions for images that are not in split folders; a hash of its path decides where a file goes',
         'train:0.8,val:0.1,test:0.1')
+    group_by: str = setting(
+        'regular expression for paths: what its groups match (or all of it, without groups) names a subject, whose '
+        'images go into one split', '')
     labels_csv: str = setting(
         'CSV file with columns path,label[,split] (paths relative to --input_dir) that replaces the folder names', '')
     image_size: str = setting(
@@ -69,14 +72,30 @@ class ConvertConfig:
         'what records hold: the bytes of the files themselves (keep), jpeg, lossless png, or raw pixels, which need no '
         'decoding (and one size: squash or pad)', 'keep', ('keep', 'jpeg', 'png', 'raw'))
     jpeg_quality: int = setting('quality of --encoding=jpeg', 95)
-    shard_mib: int = setting('aim for shards of this many MiB', 32)
+    shard_mib: int = setting('aim for shards of this many MiB; how many there are then stays', 32)
+    reshard: bool = setting('decide anew how many shards there are', False)
+    max_bad_fraction: float = setting('give up once more than this share of the files can become no record', 0.05)
+    on_bad_image: str = setting('what a file that can become no record does: it is rejected, or the command fails',
+                                'reject', ('reject', 'fail'))
+    max_image_mib: int = setting('reject files of more MiB', 512)
+    max_megapixels: float = setting('reject images of more megapixels, by their headers', 100.0)
+    max_side: int = setting('reject images of more pixels a side', 65500)
+    max_side_ratio: float = setting('reject images whose longer side is more times the shorter', 200.0)
+    seconds_an_image: float = setting('give up on a file that takes longer to decode and encode', 60.0)
     workers: int = setting('worker processes; 0 takes one for each CPU core', 0)
     overwrite: bool = setting('replace the records that --output_dir holds already', False)
 
     def __post_init__(self):
         _check_choices(self)
-        _check_at_least(self, 1, 'shard_mib')
+        _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
+        _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
+        try:
+            re.compile(self.group_by)
+        except re.error as error:
+            _check(False, 'group_by', self.group_by, f'a regular expression ({error})')
         _check_at_least(self, 0, 'workers')
+        _check(0 <= self.max_bad_fraction <= 1, 'max_bad_fraction', self.max_bad_fraction, 'from 0 to 1')
+        _check(self.seconds_an_image > 0, 'seconds_an_image', self.seconds_an_image, 'above 0')
         self.split_fractions()
         self._check_storage()
 

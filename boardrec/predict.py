@@ -65,7 +65,7 @@ def find_images(images: str) -> tuple[list[str], dict[str, str]]:
     """
     if os.path.isdir(images):
         regular, rejected = scan.walk(pathlib.Path(images))
-        found = [os.path.join(images, source) for source, _ in regular]
+        found = [os.path.join(images, source) for source, *_ in regular]
         refused = {os.path.join(images, item.source): item.reason for item in rejected}
     else:
         found, refused = [images] if os.path.isfile(images) else glob.glob(images, recursive=True), {}

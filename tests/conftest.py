@@ -1,7 +1,5 @@
 """Generated images and record sets that the tests share; and TensorFlow, imported once and quietly."""
 
-import concurrent.futures
-import contextlib
 import dataclasses
 import pathlib
 import shutil
@@ -13,7 +11,7 @@ import pytest
 
 from boardrec import cli, progress
 from boardrec.config import ConvertConfig, TrainConfig
-from boardrec.data import convert, records, storage_report
+from boardrec.data import convert, records, storage_report, workers
 
 progress.import_tensorflow()
 
@@ -51,22 +49,13 @@ def image_folder(tmp_path_factory):
     return make
 
 
-class InProcess:
-    """Stands in for the executor of worker processes, each of which would import TensorFlow for five seconds."""
+class InProcess(workers.Pool):
+    """Stands in for worker processes, each of which would import TensorFlow for five seconds."""
 
-    def submit(self, function, *args):
+    def run(self, function, payloads, look=lambda _: None):
         """Calls the function at once."""
-        future = concurrent.futures.Future()
-        try:
-            future.set_result(function(*args))
-        except Exception as error:
-            future.set_exception(error)
-        return future
-
-
-@contextlib.contextmanager
-def _no_workers(count):
-    yield InProcess(), types.SimpleNamespace(value=0)
+        for number, payload in enumerate(payloads):
+            yield number, function(payload, {}, workers.Watch(self._context))
 
 
 @pytest.fixture(scope='session')
@@ -76,10 +65,11 @@ def convert_here():
 
     def run(input_dir, output_dir, *, shard_bytes=64 << 10, **settings):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(convert, '_workers', _no_workers)
+            patch.setattr(workers, 'Pool', InProcess)
             patch.setattr(storage_report, '_TIMING_SECONDS', 0.0)
-            patch.setattr(convert, 'plan', lambda found, _: plan(found, shard_bytes))
-            return convert.convert(ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **settings))
+            patch.setattr(convert, 'plan', lambda found, _, counts: plan(found, shard_bytes, counts))
+            return convert.convert(ConvertConfig(
+                input_dir=str(input_dir), output_dir=str(output_dir), **{'max_bad_fraction': 1.0, **settings}))
 
     return run
 

@@ -30,7 +30,8 @@ ALL = BASE | {'', 'cli', 'data', 'training', 'reporting', 'serving'}
 HEAVY = ['tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
 # Without these: a command refuses a mistake at once, and the converter's parent stays small.
 LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
-         'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.convert', 'boardrec.data.storage_report',
+         'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal', 'boardrec.data.workers',
+         'boardrec.data.convert', 'boardrec.data.storage_report', 'boardrec.data.framing', 'boardrec.data.audit',
          'boardrec.train', 'boardrec.evaluate', 'boardrec.predict', 'boardrec.export',
          'boardrec.training.feature_store', 'tools/make_records.py', 'tools/inspect_features.py']
 

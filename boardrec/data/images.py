@@ -9,6 +9,7 @@ so that the same bytes are the same tensor everywhere; `decode_stored` also read
 from fractions import Fraction
 import functools
 import io
+import math
 import re
 from typing import NamedTuple
 
@@ -19,7 +20,6 @@ import tensorflow as tf
 from boardrec.data.records import Storage
 
 DECODE_VERSION = 2  # raise it with every change of what `decode` returns: cached features depend on it
-MAX_PIXELS = 100_000_000  # 300 MB once decoded; a 31 KB PNG can claim more
 BACKGROUND = (255, 255, 255)  # under transparent pixels: product photographs are cut out to stand on white
 
 JPEG_MAGIC = b'\xff\xd8\xff'
@@ -37,6 +37,14 @@ _FORMATS = ('JPEG', 'PNG', 'GIF', 'WEBP', 'BMP', 'DIB', 'TIFF', 'AVIF', 'JPEG200
 
 class Rejected(ValueError):
     """An image that cannot become a record; the text is the reason, in the words of rejected.csv."""
+
+
+class Limits(NamedTuple):
+    """What an image may have, by its header; more is rejected without being decoded."""
+
+    pixels: int = 100_000_000  # 300 MB once decoded; a 31 KB PNG can claim more
+    side: int = 65_500  # pixels; libjpeg's JPEG_MAX_DIMENSION
+    ratio: float = math.inf  # of the longer side to the shorter
 
 
 class Prepared(NamedTuple):
@@ -76,19 +84,19 @@ def is_decodable_type(encoded: tf.Tensor) -> tf.Tensor:
     return _begins_with(encoded, JPEG_MAGIC) | _begins_with(encoded, PNG_MAGIC)
 
 
-def normalise(data: bytes) -> bytes:
+def normalise(data: bytes, limits: Limits = Limits()) -> bytes:  # noqa: B008 (immutable)
     """Returns `data` itself where TensorFlow decodes it to the right pixels, else the same picture as an 8-bit RGB PNG.
 
     Orientation is applied, 16 bits are scaled to 8, palette, CMYK and transparency become RGB (over white), an
     animation becomes its first frame. Raises Rejected: empty, not an image, damaged header, too large, truncated,
     decoder error.
     """
-    return _normalise(data)[0]
+    return _normalise(data, limits)[0]
 
 
-def prepare(data: bytes, storage: Storage) -> Prepared:
+def prepare(data: bytes, storage: Storage, limits: Limits = Limits()) -> Prepared:  # noqa: B008 (immutable)
     """Makes an image file what a record holds of it. Raises Rejected as `normalise`."""
-    normalised, pixels = _normalise(data)
+    normalised, pixels = _normalise(data, limits)
     if storage.encoding == 'keep':
         return Prepared(normalised, None, normalised)
     resized = resize(pixels.numpy(), storage)
@@ -120,13 +128,12 @@ def picture(stored: bytes, storage: Storage) -> bytes:
     return _png(Image.fromarray(np.frombuffer(stored, np.uint8).reshape(*storage.image_size, 3)))
 
 
-def _normalise(data: bytes) -> tuple[bytes, tf.Tensor]:
+def _normalise(data: bytes, limits: Limits) -> tuple[bytes, tf.Tensor]:
     """As `normalise`, and the pixels, uint8 [H, W, 3]."""
     if not data:
         raise Rejected('empty')
     image = _open(data)
-    if image.width * image.height > MAX_PIXELS:
-        raise Rejected(f'too large: {image.width}x{image.height} pixels, at most {MAX_PIXELS}')
+    _check_size(image.width, image.height, limits)
     if not _keeps_its_pixels(data, image):
         data = _as_png(image)
     try:
@@ -136,6 +143,16 @@ def _normalise(data: bytes) -> tuple[bytes, tf.Tensor]:
         message = re.sub(r'\{\{.*?\}\} *| *\[Op:.*', '', _first_line(error.message))
         raise Rejected('truncated' if _is_truncated(data) else f'decoder error: {message}') from None
     return data, pixels
+
+
+def _check_size(width: int, height: int, limits: Limits) -> None:
+    found, (shorter, longer) = f'too large: {width}x{height} pixels', sorted((width, height))
+    if width * height > limits.pixels:
+        raise Rejected(f'{found}, at most {limits.pixels}')
+    if longer > limits.side:
+        raise Rejected(f'{found}, at most {limits.side} a side')
+    if longer > limits.ratio * shorter:
+        raise Rejected(f'{found}, sides of at most 1:{limits.ratio:g}')
 
 
 def _size_in(storage: Storage, height: int, width: int) -> tuple[int, int]:

@@ -33,9 +33,10 @@ from boardrec.data import files
 FORMAT_VERSION = 2
 BLOCK_RECORDS = 32  # consecutive records that are read together: 20,500 records/s from random places, single ones 3,500
 DATASET_NAME = 'boardrec'
-TFDS_FILES = ('dataset_info.json', 'features.json', 'label.labels.txt')
+LABELS = 'label.labels.txt'  # a class a line
+TFDS_FILES = ('dataset_info.json', 'features.json', LABELS)
 MANIFEST, INDEX, REJECTED = 'manifest.json', 'index.jsonl', 'rejected.csv'
-_FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
+FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
 
 
 class Storage(NamedTuple):
@@ -180,6 +181,11 @@ def is_shard_file(name: str) -> bool:
     return re.fullmatch(rf'{DATASET_NAME}-({"|".join(SPLITS)})\.tfrecord-\d{{5}}-of-\d{{5}}', name) is not None
 
 
+def split_of(shard_name: str) -> str:
+    """The split that a shard's name says it belongs to."""
+    return shard_name.split('-')[1].removesuffix('.tfrecord')
+
+
 def open_record_set(folder: str | os.PathLike) -> RecordSet:
     """Opens RECORDS, checking manifest, index and the size of each shard.
 
@@ -234,12 +240,22 @@ def write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
         file.write(manifest.to_json().encode())
 
 
-def write_index(folder: pathlib.Path, rows: Iterable[Row]) -> str:
-    """Writes RECORDS/index.jsonl and returns its sha256."""
+def write_index(folder: pathlib.Path, rows: Iterable[Row]) -> None:
+    """Writes RECORDS/index.jsonl."""
     with files.atomic_write(folder / INDEX) as file:
-        for row in rows:
-            file.write(json.dumps(row._asdict()).encode() + b'\n')  # ASCII: names that are not UTF-8 survive
-    return files.sha256_of(folder / INDEX)
+        file.writelines(map(_index_line, rows))
+
+
+def index_sha256(rows: Iterable[Row]) -> str:
+    """The sha256 of an index.jsonl of these rows."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(_index_line(row))
+    return digest.hexdigest()
+
+
+def _index_line(row: Row) -> bytes:
+    return json.dumps(row._asdict()).encode() + b'\n'  # ASCII: names that are not UTF-8 survive
 
 
 def read_index(folder: pathlib.Path) -> Iterator[Row]:
@@ -254,7 +270,7 @@ def write_rejected(folder: pathlib.Path, rows: Iterable[tuple[str, str, str]]) -
     with files.atomic_write(folder / REJECTED) as file:
         file.write(b'source,reason,sha256\n')
         for row in rows:
-            file.write(_csv_line(*row))
+            file.write(csv_line(*row))
 
 
 def read_rejected(folder: pathlib.Path) -> list[tuple[str, str, str]]:
@@ -263,7 +279,8 @@ def read_rejected(folder: pathlib.Path) -> list[tuple[str, str, str]]:
         return [(row['source'], row['reason'], row['sha256']) for row in csv.DictReader(file)]
 
 
-def _csv_line(*values: str) -> bytes:
+def csv_line(*values: str) -> bytes:
+    """A line of CSV; names that are not UTF-8 become the bytes that they were."""
     quoted = ('"' + value.replace('"', '""') + '"' for value in values)
     return (','.join(quoted) + '\n').encode('utf-8', 'surrogateescape')
 
@@ -284,7 +301,7 @@ def write_shard(path: pathlib.Path, examples: Iterable[Example], class_names: li
                 writer.write(data)
                 counts[class_names[example.label]] += 1
                 offsets.append(end)
-                end += len(data) + _FRAMING_BYTES
+                end += len(data) + FRAMING_BYTES
         if temporary.stat().st_size != end:
             raise OSError(errno.EIO, 'not all bytes were written', str(path))
         shard = Shard(path.name, len(offsets), end, files.sha256_of(temporary), counts)
@@ -318,6 +335,49 @@ def read_from(path: Any, offset: Any, buffer_bytes: Any = 256 << 10) -> Any:
         filenames=tf.reshape(path, [1]), compression_type='', buffer_size=tf.cast(buffer_bytes, tf.int64),
         byte_offsets=offsets)
     return tf.data.experimental.from_variant(variant, tf.TensorSpec([], tf.string))
+
+
+def read_intact(path: str | os.PathLike, offset: int) -> Iterator[bytes]:
+    """Yields a shard's serialised Examples from a byte offset on, up to the first whose checksums do not fit.
+
+    Raises OSError where the file cannot be read.
+    """
+    import tensorflow as tf
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread would hold up the end: see BUILD.md
+    dataset = tf.data.Dataset.from_tensors(np.int64(offset)).flat_map(
+        lambda offset: read_from(tf.constant(os.fspath(path)), offset))
+    try:
+        yield from dataset.with_options(options).as_numpy_iterator()
+    except tf.errors.DataLossError:
+        return
+    except tf.errors.OpError as error:
+        raise OSError(errno.EIO, error.message, os.fspath(path)) from None
+
+
+def read_images(record_set: RecordSet, record_ids: Iterable[int]) -> Iterator[tuple[int, bytes]]:
+    """Yields (record_id, image as it is stored) in this order, with one Dataset, because each takes a while to make.
+
+    Raises UserError at one that is damaged.
+    """
+    import tensorflow as tf
+    ids, shards = np.array(list(record_ids), np.int64), record_set.manifest.shards
+    shard_of = np.repeat(np.arange(len(shards)), [shard.records for shard in shards])
+    paths = tf.constant([str(record_set.folder / shard.file) for shard in shards])
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    dataset = tf.data.Dataset.from_tensor_slices((shard_of[ids], record_set.offsets[ids])).flat_map(
+        lambda shard, offset: read_from(paths[shard], offset).take(1))
+    count = 0
+    try:
+        for data in dataset.map(lambda data: parse_example(data)[0]).with_options(options).as_numpy_iterator():
+            yield int(ids[count]), data
+            count += 1
+    except tf.errors.OpError:
+        pass
+    if count < len(ids):
+        raise UserError(f'record {ids[count]} of {record_set.folder} is damaged: tools/inspect_records.py --verify '
+                        'says what else is, and --salvage saves the rest.')
 
 
 def read_image(record_set: RecordSet, record_id: int) -> bytes:
@@ -367,6 +427,24 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Manifest) -> None:
             filename_template=template.replace(split=name)))
     tfds.folder_dataset.write_metadata(
         data_dir=folder, features=features, split_infos=infos, filename_template=template, check_data=False)
+
+
+def decode_example(serialized: bytes) -> Example:
+    """What a serialised Example holds. Raises ValueError if it is none of ours."""
+    from google.protobuf.message import DecodeError
+    import tensorflow as tf
+    try:
+        feature = tf.train.Example.FromString(serialized).features.feature
+        image, source_id, sha256 = (_only(feature[name].bytes_list) for name in ('image', 'source_id', 'sha256'))
+        return Example(image, _only(feature['label'].int64_list), os.fsdecode(source_id), sha256.decode())
+    except (DecodeError, UnicodeDecodeError):
+        raise ValueError('its bytes are no Example') from None
+
+
+def _only(values: Any) -> Any:
+    if len(values.value) != 1:
+        raise ValueError('its Example lacks what a record holds')
+    return values.value[0]
 
 
 def _encode(example: Example) -> bytes:

@@ -9,13 +9,25 @@ import csv
 import hashlib
 import os
 import pathlib
+import re
 import stat
 from typing import NamedTuple
+import unicodedata
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
 
 _CLASSES_SHOWN = 10
+_SYSTEM_FILES = {'.DS_Store', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini'}  # what file managers leave
+_APPLE_DOUBLE = '._'  # begins the names of what macOS keeps beside files on foreign file systems
+
+
+class File(NamedTuple):
+    """A regular file."""
+
+    source: str  # relative to the input root
+    bytes: int
+    mtime_ns: int  # when it was changed
 
 
 class Found(NamedTuple):
@@ -25,6 +37,7 @@ class Found(NamedTuple):
     split: str
     label: str
     bytes: int
+    mtime_ns: int = 0
 
 
 class Rejection(NamedTuple):
@@ -46,6 +59,8 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
         found, others = _by_labels_csv(config, regular)
     else:
         found, others = _by_folders(config, root, regular)
+    if config.group_by and not any(re.search(config.group_by, item.source) for item in found):
+        raise UserError(f'--group_by={config.group_by} matches none of the paths, such as {regular[0].source!r}.')
     if not found:
         raise UserError(f'--input_dir={root}: no file lies in a class folder: images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there, or name a --labels_csv.')
@@ -53,8 +68,8 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     return found, sorted(rejected + [item for item in others if item.source not in told])
 
 
-def walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
-    """Every regular file below root as (relative path, bytes), through links, each folder once; and all that is not."""
+def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
+    """Every regular file below root, sorted by path, through links, each folder once; and all that is not."""
     regular, rejected, seen = [], [], set()
 
     def relative(path: str) -> str:
@@ -73,13 +88,16 @@ def walk(root: pathlib.Path) -> tuple[list[tuple[str, int]], list[Rejection]]:
         subfolders.sort()
         for name in names:
             path = os.path.join(folder, name)
+            if name in _SYSTEM_FILES or name.startswith(_APPLE_DOUBLE):
+                rejected.append(Rejection(relative(path), 'system file'))
+                continue
             try:
                 info = os.stat(path)
             except OSError as error:
                 rejected.append(Rejection(relative(path), f'unreadable: {error.strerror}'))
                 continue
             if stat.S_ISREG(info.st_mode):
-                regular.append((relative(path), info.st_size))
+                regular.append(File(relative(path), info.st_size, info.st_mtime_ns))
             else:
                 rejected.append(Rejection(relative(path), 'not a regular file'))
     return sorted(regular), rejected
@@ -118,7 +136,7 @@ def check_classes(found: list[Found], classes: list[str], root: pathlib.Path) ->
                         'add some, or give the training split more with --splits.')
 
 
-def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[tuple[str, int]]
+def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[File]
                 ) -> tuple[list[Found], list[Rejection]]:
     folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
     train = root / 'train'
@@ -132,26 +150,26 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[tuple[s
     for _, top in tops:
         _refuse_empty_classes(top, depth, regular, root)
     found, rejected = [], []
-    for source, size in regular:
+    for source, size, mtime_ns in regular:
         parts = pathlib.PurePath(source).parts
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
         split = parts[0] if has_splits else _split_of(source, config)
-        found.append(Found(source, split, parts[depth - 1], size))
+        found.append(Found(source, split, parts[depth - 1], size, mtime_ns))
     return found, rejected
 
 
-def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[tuple[str, int]], root: pathlib.Path) -> None:
-    filled = {pathlib.PurePath(source).parts[:depth] for source, _ in regular}
+def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[File], root: pathlib.Path) -> None:
+    filled = {pathlib.PurePath(source).parts[:depth] for source, *_ in regular}
     for entry in sorted(top.iterdir()):
         if entry.is_dir() and entry.relative_to(root).parts not in filled:
             raise UserError(f'{entry}: a class with no images; put some there or remove the folder.')
 
 
 def _split_of(source: str, config: ConvertConfig) -> str:
-    """The split whose stretch of [0, 1) the path's hash falls into; the same thresholds for each class."""
-    place, end = path_hash('split', source) / 2**64, 0.0
+    """The split whose stretch of [0, 1) the hash of the path or of its subject falls into, the same in each class."""
+    place, end = path_hash('split', subject(source, config.group_by)) / 2**64, 0.0
     for split, fraction in config.split_fractions().items():
         end += fraction
         if place < end:
@@ -159,10 +177,20 @@ def _split_of(source: str, config: ConvertConfig) -> str:
     return split
 
 
-def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tuple[list[Found], list[Rejection]]:
+def subject(source: str, group_by: str) -> str:
+    """What of a path names its subject: what the groups of `group_by` match, or the whole path if it does not."""
+    match = re.search(group_by, source) if group_by else None
+    if match is None:
+        return source
+    return '\0'.join(match.groups('')) if match.re.groups else match[0]
+
+
+def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Found], list[Rejection]]:
     path = pathlib.Path(config.labels_csv)
     rows = _read_labels_csv(path)
-    sizes, found, rejected, listed = dict(regular), [], [], set()
+    there, found, rejected, listed = {file.source: file for file in regular}, [], [], set()
+    # File systems and spreadsheets differ in how they write accents: composed or with combining characters.
+    composed = {unicodedata.normalize('NFC', source): source for source in there}
     for number, row in rows:
         source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
         source = os.path.normpath(source)
@@ -170,16 +198,18 @@ def _by_labels_csv(config: ConvertConfig, regular: list[tuple[str, int]]) -> tup
             problem = (f'{source} a second time' if source in listed else f'no label for {source}' if not label
                        else f'split {split!r}, which is not among {", ".join(SPLITS)}')
             raise UserError(f'--labels_csv={path}, line {number}: {problem}.')
+        if source not in there:
+            source = composed.get(unicodedata.normalize('NFC', source), source)
         listed.add(source)
-        if source in sizes:
-            found.append(Found(source, split or _split_of(source, config), label, sizes[source]))
+        if source in there:
+            found.append(Found(source, split or _split_of(source, config), label, *there[source][1:]))
         else:
             rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
     if not found:
         raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
                         f'they must be relative to it, and the first is {rows[0][1]["path"] if rows else "missing"!r}.')
     own = os.path.relpath(path.resolve(), pathlib.Path(config.input_dir).resolve())
-    rejected += [Rejection(source, 'not in labels_csv') for source in sizes if source not in listed and source != own]
+    rejected += [Rejection(source, 'not in labels_csv') for source in there if source not in listed and source != own]
     return sorted(found), rejected
 
 

@@ -4,7 +4,6 @@ Measured on a sample, in a worker process: the converter's parent process stays 
 """
 
 from collections.abc import Callable, Sequence
-import concurrent.futures
 import math
 import pathlib
 import random
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boardrec import progress
-from boardrec.data import records, scan
+from boardrec.data import records, scan, workers
 from boardrec.data.records import Storage
 
 _SAMPLE = 64  # images at most
@@ -32,11 +31,11 @@ class Measured(NamedTuple):
 
 
 def say(root: pathlib.Path, sources: Sequence[scan.Found], manifest: records.Manifest,
-        executor: concurrent.futures.Executor) -> None:
+        pool: workers.Pool) -> None:
     """Says what became of these sources, which are the records of the manifest."""
     storage, stored = manifest.storage, sum(shard.bytes for shard in manifest.shards)
     sample = random.Random(0).sample([item.source for item in sources], min(_SAMPLE, len(sources)))
-    measured = executor.submit(measure, str(root), sample, storage).result()
+    measured = pool.call(measure, str(root), sample, storage)
     told = f'{stored / 2**20:,.1f} MiB of records from {sum(item.bytes for item in sources) / 2**20:,.1f} MiB of images'
     if measured:
         height, width = decoded_size(storage)

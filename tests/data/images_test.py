@@ -303,11 +303,15 @@ def test_too_large_is_seen_in_the_header_without_decoding(monkeypatch):
 
 
 @pytest.mark.parametrize('data', [PNG, JPEG, REMADE['GIF'][0]], ids=['PNG', 'JPEG', 'GIF'])
-def test_the_limit_itself_is_allowed(monkeypatch, data):
-    monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH)
-    images.normalise(data)
-    monkeypatch.setattr(images, 'MAX_PIXELS', HEIGHT * WIDTH - 1)
-    assert reason(data) == f'too large: {WIDTH}x{HEIGHT} pixels, at most {HEIGHT * WIDTH - 1}'
+@pytest.mark.parametrize(('name', 'limit', 'less', 'told'), [
+    ('pixels', HEIGHT * WIDTH, HEIGHT * WIDTH - 1, f'at most {HEIGHT * WIDTH - 1}'),
+    ('side', max(HEIGHT, WIDTH), max(HEIGHT, WIDTH) - 1, f'at most {max(HEIGHT, WIDTH) - 1} a side'),
+    ('ratio', max(HEIGHT, WIDTH) / min(HEIGHT, WIDTH), 1.15, 'sides of at most 1:1.15')])
+def test_the_limit_itself_is_allowed(data, name, limit, less, told):
+    images.normalise(data, images.Limits(**{name: limit}))
+    with pytest.raises(images.Rejected) as rejected:
+        images.normalise(data, images.Limits(**{name: less}))
+    assert str(rejected.value) == f'too large: {WIDTH}x{HEIGHT} pixels, {told}'
 
 
 SIZES = [(HEIGHT, WIDTH), (24, 24), (17, 31), (100, 96)]
@@ -633,8 +637,10 @@ def test_what_is_no_whole_image_is_rejected_in_every_storage(kind):
 def test_what_is_too_long_for_a_jpeg_is_rejected():
     line = np.zeros((1, 65501, 3), np.uint8)
     prepared_pixels(line[:, 1:], Storage('jpeg', quality=95))
+    too_long, limits = encoded(Image.fromarray(line), 'PNG'), images.Limits(side=100_000)
+    images.prepare(too_long, Storage('png'), limits)
     with pytest.raises(images.Rejected, match='^too large for a JPEG: 65501x1 pixels, at most 65500 a side$'):
-        prepared_pixels(line, Storage('jpeg', quality=95))
+        images.prepare(too_long, Storage('jpeg', quality=95), limits)
 
 
 @pytest.mark.parametrize('storage', [KEEP, RAW, Storage('png', (16, 16), 'shorter')], ids=str)

@@ -45,9 +45,10 @@ def write_set(folder, names, *, shards=2, split='train'):
         every += examples
     counts = {name: sum(shard.class_counts[name] for shard in written) for name in CLASSES}
     records.write_rejected(folder, [])
+    records.write_index(folder, rows)
     manifest = records.Manifest(
         CLASSES, 'keep', None, None, None, {split: records.Split(len(every), shards, counts)}, written,
-        records.write_index(folder, rows))
+        records.index_sha256(rows))
     records.write_tfds_metadata(folder, manifest)
     records.write_manifest(folder, manifest)
     return every

@@ -172,3 +172,43 @@ def test_slips_are_noted(image_folder, convert_here, tmp_path, capsys):
     out = capsys.readouterr().out
     assert '11 files, 11 of them in 3 classes (bad 4, drity 1, good 6)' in out
     assert "note: no image of class 'bad' in the val split" in out
+
+
+def test_images_of_one_subject_go_into_one_split(tmp_path, image_folder):
+    images = image_folder({'a': 2, 'b': 2})
+    for label in 'ab':
+        for board in range(30):
+            for shot in range(3):
+                (images / label / f'board{board}_{shot}.jpg').write_bytes(b'x')
+    given = {'input_dir': str(images), 'output_dir': 'unused', 'splits': 'train:0.5,val:0.5'}
+    alone, _ = scan.scan(ConvertConfig(**given))
+    grouped, _ = scan.scan(ConvertConfig(**given, group_by=r'(.*)_\d\.jpg$'))
+    for found, expected in ((alone, False), (grouped, True)):
+        splits = {}
+        for item in found:
+            splits.setdefault(item.source.rpartition('_')[0], set()).add(item.split)
+        splits.pop('')
+        assert all(len(names) == 1 for names in splits.values()) == expected
+    assert {item.split for item in grouped} == {'train', 'val'}
+    with pytest.raises(UserError, match=r"^--group_by=\(camera\) matches none of the paths, such as 'a/board"):
+        scan.scan(ConvertConfig(**given, group_by='(camera)'))
+    with pytest.raises(UserError, match=r'--group_by=\(: must be a regular expression'):
+        ConvertConfig(**given, group_by='(')
+
+
+@pytest.mark.parametrize(('group_by', 'expected'), [
+    ('', 'a/7_x_2.jpg'), (r'\d+', '7'), (r'/(\d+)_', '7'), (r'(\d+)_(.)_', '7\0x'), ('nowhere', 'a/7_x_2.jpg')])
+def test_a_subject_is_what_the_groups_match(group_by, expected):
+    assert scan.subject('a/7_x_2.jpg', group_by) == expected
+
+
+def test_a_labels_csv_may_write_accents_in_the_other_way(tmp_path):
+    images = tmp_path / 'images'
+    images.mkdir()
+    for name in ('cafe\u0301.jpg', 'na\u00efve.jpg'):
+        (images / name).write_bytes(b'x')
+    labels = tmp_path / 'labels.csv'
+    labels.write_text('path,label\ncaf\u00e9.jpg,a\nnai\u0308ve.jpg,b\n')
+    found, rejected = scan.scan(ConvertConfig(input_dir=str(images), output_dir='unused', labels_csv=str(labels)))
+    assert [(item.source, item.label) for item in found] == [('cafe\u0301.jpg', 'a'), ('na\u00efve.jpg', 'b')]
+    assert rejected == []

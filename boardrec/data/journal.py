@@ -1,0 +1,143 @@
+"""What each shard of a record set was made of: so a conversion goes on where it stopped, and knows what has changed.
+
+    RECORDS/.conversion/   the converter's own and no part of the set: without it, everything is built again
+      lock, holder         held by the converter that is at work, which holder names
+      plan.json            the settings, how many shards each split has, and whether all of it is done
+      SHARD                a shard that is built and waits for the others
+      SHARD.json           what the shard of that name was made of, whether it waits here or is in its place
+"""
+
+from collections.abc import Iterator
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import socket
+from typing import Any, NamedTuple
+
+from boardrec.config import UserError
+from boardrec.data import files, records, scan
+from boardrec.data.records import Shard
+
+FOLDER = '.conversion'
+_LOCK, _HOLDER, _PLAN, _VERSION = 'lock', 'holder', 'plan.json', 1
+
+
+class Source(NamedTuple):
+    """One file that a shard was made of."""
+
+    source: str  # relative to the input root
+    label: str
+    bytes: int
+    mtime_ns: int  # 0: not to be trusted
+    sha256: str  # of its bytes; '' if they could not be read
+    offset: int  # of its record; -1 if it was rejected
+    reason: str  # for which it was
+
+
+class Built(NamedTuple):
+    """One shard, with what it was made of, in the plan's order."""
+
+    split: str
+    classes: list[str]
+    shard: Shard
+    mtime_ns: int  # of the shard's file
+    sources: list[Source]
+
+    def made(self) -> list[Source]:
+        """Those that are records."""
+        return [source for source in self.sources if source.offset >= 0]
+
+    def rejected(self) -> list[scan.Rejection]:
+        """Those that are not."""
+        return [scan.Rejection(item.source, item.reason, item.sha256) for item in self.sources if item.offset < 0]
+
+
+class Plan(NamedTuple):
+    """plan.json."""
+
+    settings: dict[str, str]  # that decide what is made of a file, by flag
+    shards: dict[str, int]  # of each split
+    complete: bool
+
+
+@contextlib.contextmanager
+def locked(output: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the journal's folder of a record set, made if need be, which no other converter uses meanwhile.
+
+    Raises UserError that names the other.
+    """
+    folder = output / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    lock, holder = files.LockFile(folder / _LOCK), folder / _HOLDER  # two files: closing one releases its locks
+    try:
+        if not lock.acquire(0, 0):
+            who = holder.read_text() if holder.exists() else 'just starting'
+            raise UserError(f'--output_dir={output}: another make_records ({who}) is at work there; wait for it, or '
+                            'name another folder.')
+        holder.write_text(f'process {os.getpid()} on {socket.gethostname()}')
+        yield folder
+    finally:
+        lock.close()
+
+
+def read_plan(folder: pathlib.Path) -> Plan | None:
+    """The plan of an earlier conversion; None if there is none that can be read."""
+    try:
+        values = json.loads((folder / _PLAN).read_bytes())
+        if values.pop('version') == _VERSION:
+            return Plan(**values)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass
+    return None
+
+
+def write_plan(folder: pathlib.Path, plan: Plan) -> None:
+    """Writes plan.json."""
+    with files.atomic_write(folder / _PLAN) as file:
+        file.write(json.dumps({'version': _VERSION, **plan._asdict()}, indent=1).encode() + b'\n')
+
+
+def names(folder: pathlib.Path) -> list[str]:
+    """The shards of which something is known."""
+    known = (path.name.removesuffix('.json') for path in folder.glob('*.json'))
+    return sorted(filter(records.is_shard_file, known))
+
+
+def read(folder: pathlib.Path, name: str) -> Built | None:
+    """What is known of a shard; None if that is nothing."""
+    try:
+        values = json.loads((folder / f'{name}.json').read_bytes())
+        values['shard'] = Shard(**values['shard'])
+        values['sources'] = [Source(*source) for source in values['sources']]
+        return Built(**values)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write(folder: pathlib.Path, built: Built) -> None:
+    """Writes what a shard was made of."""
+    values: dict[str, Any] = {**built._asdict(), 'shard': dataclasses.asdict(built.shard)}
+    with files.atomic_write(folder / f'{built.shard.file}.json') as file:
+        file.write(json.dumps(values).encode() + b'\n')
+
+
+def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
+    """Where the shard of this journal lies, waiting or in its place; None if it was changed or is gone."""
+    for path in (folder / built.shard.file, folder.parent / built.shard.file):
+        try:
+            info = path.stat()
+        except OSError:
+            continue
+        if (info.st_size, info.st_mtime_ns) == (built.shard.bytes, built.mtime_ns):
+            return path
+    return None
+
+
+def forget(folder: pathlib.Path, *, but: set[str]) -> None:
+    """Removes what is known of shards, and shards that wait, other than those of these names."""
+    for path in folder.iterdir():
+        name = path.name.removesuffix('.json')
+        if path.name not in (_LOCK, _HOLDER, _PLAN) and not (records.is_shard_file(name) and name in but):
+            path.unlink()
