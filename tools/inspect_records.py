@@ -1,21 +1,35 @@
-"""Says what a record set holds and shows what a training sees of it: python tools/inspect_records.py --records=RECORDS.
+"""Says what a record set holds, whether it is whole, and shows it: python tools/inspect_records.py --records=RECORDS.
 
-With the flags of a training (--flagfile=RUN/run.flags), --augmented_sheet=OUT.png draws the views that it takes.
+--verify names all damage, --salvage=OUT makes a new set of what is intact, --stats counts and measures, --contact_sheet
+and --extract show records. With the flags of a training (--flagfile=RUN/run.flags), --augmented_sheet=OUT.png draws the
+views that it takes.
 """
 
+from collections import Counter
+from collections.abc import Iterable, Sequence
 import dataclasses
+import io
 import pathlib
-from typing import Any
+import random
+import statistics
+import time
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from boardrec import cli, progress
 from boardrec.config import setting, SPLITS, TrainConfig, UserError
-from boardrec.data import files, records
+from boardrec.data import audit, files, records
 from boardrec.data.records import RecordSet
 
-_ROWS = 8  # records on a sheet
+_ROWS = 8  # records on a sheet of views, or rows of a contact sheet
 _VIEWS = 8  # at most, of each
+_COLUMNS = 6  # of a contact sheet
 _GAP = 4  # pixels between images
 _CAPTION = 14  # pixels of a line of text
+_SAMPLE = 1000  # records of a class in a split whose images are looked into
+_ACTIONS = ('verify', 'salvage', 'stats', 'contact_sheet', 'extract', 'augmented_sheet')
+_SUFFIXES = {'.jpg': ('.jpg', '.jpeg', '.jpe', '.jfif'), '.png': ('.png',)}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -23,28 +37,184 @@ class InspectRecordsConfig(TrainConfig):
     """Settings of this tool: a training's, of which the images' size and the views count here."""
 
     run_dir: str = setting('not used', '')
+    verify: bool = setting('check every byte of the set, and manifest, index and shards against each other', False)
+    salvage: str = setting('new folder for a record set of all records that are intact; what is lost is listed beside '
+                           'it, in FOLDER.lost.csv', '')
+    stats: bool = setting('print counts, bytes, formats and sizes for each class of each split', False)
+    contact_sheet: str = setting('PNG file to draw: records of a split, spread evenly over it', '')
+    extract: int = setting('number of a record to write as an image file, to --output; -1 writes none', -1)
+    output: str = setting('file for --extract; by default recordN.jpg or .png in the current folder', '')
     augmented_sheet: str = setting('PNG file to draw: records of a split, each as it is and in the views of a training',
                                    '')
     split: str = setting('split to draw records of', 'train', SPLITS)
 
+    def __post_init__(self):
+        super().__post_init__()
+        given = [name for name in _ACTIONS if getattr(self, name) != getattr(type(self), name)]
+        if len(given) > 1:
+            raise UserError(f'--{given[0]} and --{given[1]}: give one of them at a time.')
+        if self.output and 'extract' not in given:
+            raise UserError(f'--output={self.output}: is the file of --extract; name a record with --extract=N.')
+        if self.extract < -1:
+            raise UserError(f'--extract={self.extract}: must be the number of a record, from 0.')
+
 
 def main(config: InspectRecordsConfig) -> None:
-    """Prints what RECORDS holds; draws a sheet of augmented views if asked to."""
-    sheet = pathlib.Path(config.augmented_sheet)
-    if config.augmented_sheet and (sheet.suffix.lower() != '.png' or not sheet.absolute().parent.is_dir()):
-        raise UserError(f'--augmented_sheet={sheet}: must be a .png file in a folder that exists.')
+    """Prints what RECORDS holds; checks, salvages, measures or draws it if asked to."""
+    if config.verify:
+        verify(config.records)
+    elif config.salvage:
+        salvage(config.records, config.salvage)
+    elif config.extract >= 0:
+        extract(records.open_record_set(config.records), config.extract, config.output)
+    else:
+        _describe(config)
+
+
+def _describe(config: InspectRecordsConfig) -> None:
+    flag = 'contact_sheet' if config.contact_sheet else 'augmented_sheet'
+    sheet = getattr(config, flag)
+    if sheet:
+        _check_sheet(flag, sheet)
     record_set = records.open_record_set(config.records)
     for line in summary(record_set):
         progress.say(line)
-    if config.augmented_sheet:
-        if config.cached_views == 1:
-            raise UserError('--cached_views=1: a training without augmentation; add --cached_views=4, or 0 for new '
-                            'views each epoch.')
+    if config.stats:
         progress.import_tensorflow()
-        picture = draw(config, record_set)
+        for line in stats(record_set, config.seed):
+            progress.say(line)
+    if config.augmented_sheet and config.cached_views == 1:
+        raise UserError('--cached_views=1: a training without augmentation; add --cached_views=4, or 0 for new '
+                        'views each epoch.')
+    if sheet:
+        progress.import_tensorflow()
+        picture = draw_contacts(config, record_set) if config.contact_sheet else draw(config, record_set)
         with files.atomic_write(sheet) as file:
             picture.save(file, 'PNG')
-        progress.say(f'{sheet}: {picture.width}x{picture.height} pixels; each row is a record, first as it is')
+        what = 'number, class and source' if config.contact_sheet else 'each row is a record, first as it is'
+        progress.say(f'{sheet}: {picture.width}x{picture.height} pixels; {what}')
+
+
+def _check_sheet(flag: str, name: str) -> None:
+    sheet = pathlib.Path(name)
+    if sheet.suffix.lower() != '.png' or not sheet.absolute().parent.is_dir():
+        raise UserError(f'--{flag}={sheet}: must be a .png file in a folder that exists.')
+
+
+def verify(folder: str) -> None:
+    """Prints a line for each damage. Raises UserError that sums them up, if there are any."""
+    progress.import_tensorflow()
+    count, start = 0, time.perf_counter()
+    for line in audit.verify(folder):
+        progress.say(line)
+        count += 1
+    if count:
+        raise UserError(f'{folder} is damaged: the {count:,} lines above say where; --salvage=NEW_FOLDER saves what is '
+                        'intact, and tools/make_records.py --overwrite makes all of it again.')
+    manifest = records.read_manifest(pathlib.Path(folder))
+    total, size = sum(split.records for split in manifest.splits.values()), sum(one.bytes for one in manifest.shards)
+    progress.say(f'{folder}: all is well: {total:,} records in {len(manifest.shards)} shards, {size / 2**20:,.1f} MiB, '
+                 f'checked in {time.perf_counter() - start:.1f} s')
+
+
+def salvage(folder: str, out: str) -> None:
+    """Makes a new record set of what is intact and says what it came to."""
+    progress.import_tensorflow()
+    done = audit.salvage(folder, out)
+    for note in done.notes:
+        progress.say(f'note: {note}')
+    total = sum(split.records for split in done.manifest.splits.values())
+    progress.say(f'{out}: {total:,} records in {len(done.manifest.shards)} shards; {len(done.lost):,} are lost: '
+                 f'{audit.lost_path(out)}')
+    if done.lost:
+        progress.say('It is another record set (its fingerprint differs, records are numbered anew): runs and cached '
+                     'features of the old one are not continued with it.')
+
+
+def extract(record_set: RecordSet, record_id: int, output: str) -> None:
+    """Writes one record's image as a file. Raises UserError where there is no such record, or such a file already."""
+    if record_id >= len(record_set.sources):
+        raise UserError(f'--extract={record_id}: {record_set.folder} has records 0 to {len(record_set.sources) - 1}.')
+    progress.import_tensorflow()
+    from boardrec.data import images
+    (_, stored), = records.read_images(record_set, [record_id])
+    data = images.picture(stored, record_set.manifest.storage)
+    source = record_set.sources[record_id]
+    kind = '.jpg' if data.startswith(images.JPEG_MAGIC) else '.png'
+    suffix = pathlib.PurePath(source).suffix
+    path = pathlib.Path(output or f'record{record_id}{suffix if suffix.lower() in _SUFFIXES[kind] else kind}')
+    if path.exists() or not path.absolute().parent.is_dir():
+        raise UserError(f'--output={path}: must be a new file in a folder that exists.')
+    if path.suffix.lower() not in _SUFFIXES[kind]:
+        raise UserError(f'--output={path}: record {record_id} is a {kind[1:].upper()}: name a {kind} file.')
+    with files.atomic_write(path) as file:
+        file.write(data)
+    progress.say(f'{path}: record {record_id}, {_label(record_set, record_id)}, {_printable(source)}')
+
+
+class Looks(NamedTuple):
+    """What the images of a class in a split look like."""
+
+    formats: Counter[str]  # JPEG, PNG or raw: how many
+    heights: list[int]  # pixels
+    widths: list[int]
+
+
+def stats(record_set: RecordSet, seed: int) -> list[str]:
+    """A table: for each class of each split counts, bytes of records, formats and sizes of images.
+
+    Formats and sizes are of _SAMPLE records at most, drawn with this seed.
+    """
+    sizes = _record_bytes(record_set)
+    table = [('split', 'class', 'records', 'bytes a record', 'looked into', 'JPEG', 'PNG', 'raw', 'height', 'width')]
+    for split in record_set.manifest.splits:
+        ids = np.array(record_set.split_range(split))
+        for number, name in enumerate(record_set.manifest.class_names):
+            own = ids[record_set.labels[ids] == number].tolist()
+            looks = _looks(record_set, sorted(random.Random(seed).sample(own, min(_SAMPLE, len(own)))))
+            table.append((split, _printable(name), f'{len(own):,}', _spread(sizes[own].tolist()),
+                          f'{len(looks.heights):,}', *(f'{looks.formats[kind]:,}' for kind in ('JPEG', 'PNG', 'raw')),
+                          _spread(looks.heights), _spread(looks.widths)))
+    return [*_aligned(table), 'bytes, heights and widths (in pixels): least, median, greatest']
+
+
+def _record_bytes(record_set: RecordSet) -> np.ndarray:
+    """How many bytes each record takes, framing included: int64 [N]."""
+    ends, start = record_set.offsets.copy(), 0
+    for shard in record_set.manifest.shards:
+        if shard.records:
+            own = slice(start, start + shard.records)
+            ends[own] = [*record_set.offsets[own][1:], shard.bytes]
+        start += shard.records
+    return ends - record_set.offsets
+
+
+def _looks(record_set: RecordSet, record_ids: Sequence[int]) -> Looks:
+    """By the headers alone."""
+    from PIL import Image
+    storage, looks = record_set.manifest.storage, Looks(Counter(), [], [])
+    for _, stored in records.read_images(record_set, record_ids) if record_ids else ():
+        kind, (height, width) = 'raw', storage.image_size or (0, 0)
+        if storage.encoding != 'raw':
+            with Image.open(io.BytesIO(stored), formats=('JPEG', 'PNG')) as image:
+                kind, height, width = image.format, image.height, image.width
+        looks.formats[kind] += 1
+        looks.heights.append(height)
+        looks.widths.append(width)
+    return looks
+
+
+def _spread(values: list[int]) -> str:
+    if not values:
+        return '-'
+    return f'{min(values):,} {round(statistics.median(values)):,} {max(values):,}'
+
+
+def _aligned(table: list[tuple[str, ...]]) -> list[str]:
+    """Lines with columns as wide as they need to be, the first two flush left."""
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    return ['  '.join(cell.ljust(width) if place < 2 else cell.rjust(width)
+                      for place, (cell, width) in enumerate(zip(row, widths, strict=True))) for row in table]
 
 
 def summary(record_set: RecordSet) -> list[str]:
@@ -62,13 +232,10 @@ def summary(record_set: RecordSet) -> list[str]:
 
 def draw(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
     """A PIL.Image of evenly spread records, one a row: as it is, then its first views."""
-    from PIL import Image, ImageDraw
     import tensorflow as tf
 
     from boardrec.data import augment, images
     from boardrec.training import feed
-    ids = record_set.split_range(config.split)
-    chosen = sorted({ids[len(ids) * row // _ROWS] for row in range(_ROWS)})
     views, size, storage = feed.views(config), config.height_width(), record_set.manifest.storage
 
     @tf.function
@@ -77,22 +244,74 @@ def draw(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
         image = images.decode_stored(encoded, storage, *size, box)
         return augment.augment(image, views, view=view, record_id=record_id)
 
-    columns = [[], *([] for _ in range(min(config.cached_views or _VIEWS, _VIEWS)))]
-    for number in chosen:
-        encoded = tf.constant(records.read_image(record_set, number))
-        columns[0].append(images.decode_stored(encoded, storage, *size).numpy())
-        for view, column in enumerate(columns[1:]):
-            column.append(view_of(encoded, tf.constant(number, tf.int64), tf.constant(view, tf.int64)).numpy())
-    height, width = size
-    sheet = Image.new('RGB', (len(columns) * (width + _GAP) + _GAP, len(chosen) * (height + _CAPTION + _GAP)), 'white')
+    rows, captions = [], []
+    for number, stored in records.read_images(record_set, _spread_ids(record_set, config.split, _ROWS)):
+        encoded, record_id = tf.constant(stored), tf.constant(number, tf.int64)
+        shown = [view_of(encoded, record_id, tf.constant(view, tf.int64)).numpy()
+                 for view in range(min(config.cached_views or _VIEWS, _VIEWS))]
+        rows.append([images.decode_stored(encoded, storage, *size).numpy(), *shown])
+        captions.append([[f'{number}  {record_set.sources[number].encode(errors="replace").decode()}']])
+    return _sheet(rows, captions)
+
+
+def draw_contacts(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
+    """A PIL.Image of evenly spread records, row by row, each with its number, class and source."""
+    import tensorflow as tf
+
+    from boardrec.data import images
+    size, storage, cells, captions = config.height_width(), record_set.manifest.storage, [], []
+    for number, stored in records.read_images(record_set, _spread_ids(record_set, config.split, _ROWS * _COLUMNS)):
+        cells.append(images.decode_stored(tf.constant(stored), storage, *size).numpy())
+        captions.append([f'{number}  {_label(record_set, number)}', _printable(record_set.sources[number])])
+    return _sheet(_in_rows(cells), _in_rows(captions), shorten=True)
+
+
+def _spread_ids(record_set: RecordSet, split: str, count: int) -> list[int]:
+    ids = record_set.split_range(split)
+    return sorted({ids[len(ids) * place // count] for place in range(count)})
+
+
+def _in_rows(cells: list) -> list[list]:
+    return [cells[start:start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
+
+
+def _sheet(rows: list[list[np.ndarray]], captions: list[list[list[str]]], *, shorten: bool = False) -> Any:
+    """A PIL.Image of rows of images, uint8 [height, width, 3], all of one size.
+
+    Each is below its caption, of as many lines as the first has; one that is too long runs on, or is shortened.
+    """
+    from PIL import Image, ImageDraw
+    height, width = rows[0][0].shape[:2]
+    text, columns = len(captions[0][0]) * _CAPTION, max(map(len, rows))
+    sheet = Image.new('RGB', (columns * (width + _GAP) + _GAP, len(rows) * (height + text + _GAP)), 'white')
     pen = ImageDraw.Draw(sheet)
-    for row, number in enumerate(chosen):
-        top = row * (height + _CAPTION + _GAP)
-        source = record_set.sources[number].encode(errors='replace').decode()
-        pen.text((_GAP, top + 1), f'{number}  {source}', fill='black')
-        for place, pixels in enumerate(columns):
-            sheet.paste(Image.fromarray(pixels[row]), (_GAP + place * (width + _GAP), top + _CAPTION))
+    for row, (cells, lines_of_cells) in enumerate(zip(rows, captions, strict=True)):
+        top = row * (height + text + _GAP)
+        for place, lines in enumerate(lines_of_cells):
+            for number, line in enumerate(lines):
+                line = _shortened(pen, line, width) if shorten else line
+                pen.text((_GAP + place * (width + _GAP), top + number * _CAPTION + 1), line, fill='black')
+        for place, pixels in enumerate(cells):
+            sheet.paste(Image.fromarray(pixels), (_GAP + place * (width + _GAP), top + text))
     return sheet
+
+
+def _shortened(pen: Any, line: str, width: int) -> str:
+    """A line that fits, without its beginning if need be: the end of a path tells more."""
+    return next(short for short in _shorter(line) if pen.textlength(short) <= width or len(short) <= 2)
+
+
+def _shorter(line: str) -> Iterable[str]:
+    yield line
+    yield from (f'..{line[start:]}' for start in range(2, len(line) + 1))
+
+
+def _label(record_set: RecordSet, record_id: int) -> str:
+    return record_set.manifest.class_names[record_set.labels[record_id]]
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else ascii(text)
 
 
 if __name__ == '__main__':
