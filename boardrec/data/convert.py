@@ -353,7 +353,6 @@ def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Mani
               rejected: list[scan.Rejection]) -> bool:
     """Whether all of the set is in its place already."""
     try:
-        records.read_index(output)
         return (records.read_manifest(output) == manifest
                 and files.sha256_of(output / records.INDEX) == manifest.index_sha256
                 and records.read_rejected(output) == [tuple(row) for row in rejected]
