@@ -236,7 +236,8 @@ def _earlier_plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.P
                         f'{deciding[changed[0]]}: name another --output_dir, or add --overwrite.')
     if there and not config.overwrite:
         sources = {item.source for item in found}
-        if not any(source in sources for source in _sources(folder)):
+        known = list(_sources(folder))  # none: an earlier --reshard was interrupted at its first shard
+        if known and sources.isdisjoint(known):
             raise UserError(f'{output} holds records of other images, none of which is in --input_dir='
                             f'{config.input_dir}: name another --output_dir, or add --overwrite.')
     return earlier

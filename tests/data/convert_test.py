@@ -494,6 +494,20 @@ def test_what_an_interrupted_conversion_has_built_is_used(converted, monkeypatch
     assert again and not set(again) & set(built)
 
 
+def test_a_reshard_that_was_interrupted_at_its_first_shard_goes_on(converted, monkeypatch):
+    _, out, run = converted
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(convert, 'build_shard', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(shard_bytes=4000, reshard=True)
+    monkeypatch.undo()
+    run(shard_bytes=4000, reshard=True)
+    assert len(records.open_record_set(out).manifest.shards) > 5
+
+
 def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converted, monkeypatch):
     """The old set is there until all shards of the new one are built; then there is none until that is."""
     images, out, run = converted
