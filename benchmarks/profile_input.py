@@ -10,7 +10,7 @@ import time
 from training_benchmark import table
 
 from boardrec import cli, progress
-from boardrec.config import setting, TrainConfig
+from boardrec.config import setting, TrainConfig, UserError
 from boardrec.data import records
 
 STAGES = {
@@ -26,6 +26,13 @@ class ProfileInputConfig(TrainConfig):
 
     run_dir: str = setting('not used', '')
     seconds: float = setting('seconds for each stage', 2.0)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.seconds <= 0:
+            raise UserError(f'--seconds={self.seconds}: must be above 0.')
+        if self.data_service:
+            raise UserError(f'--data_service={self.data_service}: the stages of this host are measured; leave it out.')
 
 
 def main(config: ProfileInputConfig) -> None:

@@ -9,6 +9,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'benchmarks'))
 import profile_input
 from profile_input import ProfileInputConfig
 
+from boardrec.config import UserError
+
 RATES = {'read': 40_000.0, 'decode': 2_000.0, 'augment': 9_000.0, 'batch': 30_000.0, 'pipeline': 1_700.0, 'step': 14.0}
 
 
@@ -26,3 +28,11 @@ def test_all_stages_are_measured(record_set_path, capsys):
         records=str(record_set_path), weights='none', image_size='32', batch_size=8, precision='float32', seconds=0.1))
     lines = capsys.readouterr().out.splitlines()
     assert [line.partition(':')[0] for line in lines[1:-1]] == ['read', 'decode', 'batch', 'pipeline', 'step']
+
+
+@pytest.mark.parametrize('given', [
+    {'seconds': 0.0}, {'seconds': -1.0}, {'data_service': 'grpc://127.0.0.1:9'}], ids=str)
+def test_what_cannot_be_measured_is_refused(given):
+    name, = given
+    with pytest.raises(UserError, match=f'^--{name}='):
+        ProfileInputConfig(records='unused', **given)
