@@ -11,7 +11,7 @@ import pytest
 
 from boardrec import cli, progress
 from boardrec.config import ConvertConfig, TrainConfig
-from boardrec.data import convert, records, storage_report, workers
+from boardrec.data import convert, records, shards, storage_report, workers
 
 progress.import_tensorflow()
 
@@ -61,13 +61,13 @@ class InProcess(workers.Pool):
 @pytest.fixture(scope='session')
 def convert_here():
     """A function that does convert.convert(ConvertConfig(...)) in this process, with shards of `shard_bytes`."""
-    plan = convert.plan
+    plan = shards.plan
 
     def run(input_dir, output_dir, *, shard_bytes=64 << 10, **settings):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(workers, 'Pool', InProcess)
             patch.setattr(storage_report, '_TIMING_SECONDS', 0.0)
-            patch.setattr(convert, 'plan', lambda found, _, counts: plan(found, shard_bytes, counts))
+            patch.setattr(shards, 'plan', lambda found, _, counts: plan(found, shard_bytes, counts))
             return convert.convert(ConvertConfig(
                 input_dir=str(input_dir), output_dir=str(output_dir), **{'max_bad_fraction': 1.0, **settings}))
 

@@ -10,48 +10,20 @@ This module runs in the converter's parent process, which stays without TensorFl
 from collections import Counter
 from collections.abc import Iterator
 import concurrent.futures
-import errno
-import hashlib
 import os
 import pathlib
-import time
-from typing import NamedTuple
-import warnings
 
 from boardrec import progress
-from boardrec.config import ConvertConfig, SPLITS, UserError
-from boardrec.data import files, journal, records, scan, storage_report, workers
-from boardrec.data.journal import Built, Source
+from boardrec.config import ConvertConfig, UserError
+from boardrec.data import commit, files, journal, records, scan, shards, storage_report, workers
 from boardrec.data.records import Storage
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
-_SETTLED_NS = 2 * 10**9  # a file that was changed this recently may change again within a tick of its clock
 _HASHING_THREADS = 8
 _WORKER_BYTES = 8 << 30  # of address space: TensorFlow takes 2 GiB, an image of 100 megapixels some hundred MiB
 # Settings that decide what becomes of a file, by flag. Others may change between two runs of a command.
 _DECIDING = ('splits', 'group_by', 'encoding', 'image_size', 'resize', 'jpeg_quality', 'max_image_mib',
              'max_megapixels', 'max_side', 'max_side_ratio')
-
-
-class ShardPlan(NamedTuple):
-    """One shard to build: its name and its files in order."""
-
-    file: str
-    split: str
-    found: list[scan.Found]
-
-
-class Job(NamedTuple):
-    """What a worker needs to build a shard."""
-
-    root: str
-    folder: str  # where the shard and its journal go
-    plan: ShardPlan
-    classes: list[str]
-    storage: Storage
-    max_bytes: int  # of a file
-    limits: tuple[int, int, float]  # images.Limits, of which this process knows nothing
-    on_bad_image: str
 
 
 def convert(config: ConvertConfig) -> records.Manifest:
@@ -68,7 +40,7 @@ def convert(config: ConvertConfig) -> records.Manifest:
     _check_output(output)
     with journal.locked(output) as folder:
         earlier = _earlier_plan(config, output, folder, found)
-        plans = plan(found, source_bytes_a_shard(config, found), {} if config.reshard else earlier.shards)
+        plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else earlier.shards)
         if storage_of(config).resize == 'pad':
             progress.say('note: predict and the export squash what is padded here: see how much that matters with '
                          'boardrec.evaluate --check_sources')
@@ -82,9 +54,9 @@ def convert(config: ConvertConfig) -> records.Manifest:
             progress.say(f'{len(current):,} of {len(plans):,} shards are up to date')
         bad = sum(len(journal.read(folder, name).rejected()) for name in current)
         storage, limits = storage_of(config), workers.Limits(config.seconds_an_image, _WORKER_BYTES)
-        with workers.Pool(config.workers or os.cpu_count() or 1, limits, _prepare_worker) as pool:
+        with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
             _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
-            manifest, changed = _commit(pool, output, folder, plans, rejected, classes, storage)
+            manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
             if changed:
                 _describe(output, manifest)
             else:
@@ -106,24 +78,6 @@ def _describe(output: pathlib.Path, manifest: records.Manifest) -> None:
                      f'{output / records.REJECTED}')
 
 
-def plan(found: list[scan.Found], shard_bytes: int, counts: dict[str, int] | None = None) -> list[ShardPlan]:
-    """Puts each file into a shard: a bucket of a hash of its path, its place within by the same hash.
-
-    A split has as many shards as `counts` says, or as make them about `shard_bytes` long.
-    """
-    plans = []
-    for split in SPLITS:
-        own = sorted((scan.path_hash('place', item.source), item) for item in found if item.split == split)
-        if not own:
-            continue
-        count = (counts or {}).get(split) or max(1, round(sum(item.bytes for _, item in own) / shard_bytes))
-        buckets: list[list[scan.Found]] = [[] for _ in range(count)]
-        for number, item in own:
-            buckets[number * count >> 64].append(item)
-        plans += [ShardPlan(records.shard_file(split, i, count), split, bucket) for i, bucket in enumerate(buckets)]
-    return plans
-
-
 def source_bytes_a_shard(config: ConvertConfig, found: list[scan.Found]) -> int:
     """How many bytes of sources make a shard of about --shard_mib, whatever is made of them."""
     wanted, size = config.shard_mib << 20, config.height_width()
@@ -131,49 +85,6 @@ def source_bytes_a_shard(config: ConvertConfig, found: list[scan.Found]) -> int:
         return wanted
     stored = len(found) * size[0] * size[1] * _BYTES_A_PIXEL[config.encoding]
     return max(1, round(wanted * sum(item.bytes for item in found) / stored))
-
-
-def build_shard(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
-    """Builds one shard and its journal, in a worker process; returns how many files it rejected."""
-    from boardrec.data import images  # imports TensorFlow: workers only
-    folder, sources = pathlib.Path(job.folder), []
-
-    def examples() -> Iterator[records.Example]:
-        for number, item in enumerate(job.plan.found):
-            watch.begin(number)
-            read = None
-            try:
-                read = _read(job.root, item.source, job.max_bytes)
-                if number in skipped:
-                    raise images.Rejected(skipped[number])
-                if read.data is None:
-                    raise images.Rejected(f'too large: {read.bytes} bytes, at most {job.max_bytes}')
-                image = images.prepare(read.data, job.storage, images.Limits(*job.limits)).stored
-            except images.Rejected as error:
-                reason = str(error)
-            except OSError as error:
-                reason = f'unreadable: {error.strerror}'
-            else:
-                reason = ''
-            watch.end()
-            stamp = (read.bytes, read.mtime_ns, read.sha256) if read else (item.bytes, item.mtime_ns, '')
-            sources.append(Source(item.source, item.label, *stamp, offset=-1, reason=reason))
-            if not reason:
-                yield records.Example(image, job.classes.index(item.label), item.source, read.sha256)
-            elif job.on_bad_image == 'fail':
-                raise UserError(f'{os.path.join(job.root, item.source)}: {reason} (--on_bad_image=fail).')
-
-    shard, offsets = records.write_shard(folder / job.plan.file, examples(), job.classes)
-    of_record = iter(offsets)
-    sources = [item if item.reason else item._replace(offset=next(of_record)) for item in sources]
-    mtime_ns = (folder / job.plan.file).stat().st_mtime_ns
-    journal.write(folder, Built(job.plan.split, job.classes, shard, mtime_ns, sources))
-    return len(sources) - len(offsets)
-
-
-def _prepare_worker() -> None:
-    progress.import_tensorflow()
-    warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in rejected.csv
 
 
 def storage_of(config: ConvertConfig) -> Storage:
@@ -250,13 +161,13 @@ def _sources(folder: pathlib.Path) -> Iterator[str]:
         yield from (item.source for item in built.sources) if built else ()
 
 
-def _current(folder: pathlib.Path, root: pathlib.Path, plans: list[ShardPlan], classes: list[str]) -> set[str]:
+def _current(folder: pathlib.Path, root: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]) -> set[str]:
     """The shards that are built, and all of whose files are as they were then."""
     with concurrent.futures.ThreadPoolExecutor(_HASHING_THREADS) as threads:
         return {one.file for one in plans if _is_current(folder, root, one, classes, threads)}
 
 
-def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: ShardPlan, classes: list[str],
+def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.ShardPlan, classes: list[str],
                 threads: concurrent.futures.Executor) -> bool:
     built = journal.read(folder, shard_plan.file)
     if built is None or built.classes != classes or journal.place(folder, built) is None:
@@ -273,7 +184,7 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: ShardPlan,
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
         return False
     if touched:
-        sources = [then._replace(mtime_ns=_settled(now.mtime_ns)) for now, then in pairs]
+        sources = [then._replace(mtime_ns=shards.settled(now.mtime_ns)) for now, then in pairs]
         journal.write(folder, built._replace(sources=sources))
     return True
 
@@ -285,14 +196,14 @@ def _sum(path: pathlib.Path) -> str:
         return ''
 
 
-def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[ShardPlan],
+def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],
            classes: list[str], *, bad: int, total: int) -> None:
     """Builds these shards in the pool's processes; `bad` files of `total` were rejected before."""
     limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
-    jobs = [Job(config.input_dir, str(folder), one, classes, storage_of(config), config.max_image_mib << 20, limits,
-                config.on_bad_image) for one in plans]
+    jobs = [shards.Job(config.input_dir, str(folder), one, classes, storage_of(config), config.max_image_mib << 20,
+                       limits, config.on_bad_image) for one in plans]
     with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar:
-        for _, rejected in pool.run(build_shard, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
+        for _, rejected in pool.run(shards.build, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
             bad += rejected
             if bad > config.max_bad_fraction * total:
                 raise UserError(
@@ -305,96 +216,3 @@ def _list_bad(folder: pathlib.Path) -> pathlib.Path:
     built = filter(None, (journal.read(folder, name) for name in journal.names(folder)))
     records.write_rejected(folder, (row for one in built for row in one.rejected()))
     return folder / records.REJECTED
-
-
-def _commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans: list[ShardPlan],
-            rejected: list[scan.Rejection], classes: list[str], storage: Storage) -> tuple[records.Manifest, bool]:
-    """Makes the built shards a record set, the manifest last; whether there was anything to do for that."""
-    shards, counts, rejected = {}, {}, list(rejected)
-    for one in plans:
-        built = journal.read(folder, one.file)
-        shards[one.file] = built.shard
-        counts.setdefault(one.split, Counter()).update(built.shard.class_counts)
-        rejected += built.rejected()
-    rejected.sort()
-    trained = counts.get('train', {})
-    lacking = [name for name in classes if not trained.get(name)]
-    if lacking:
-        records.write_rejected(folder, rejected)
-        raise UserError(f'every training image of class {lacking[0]!r} was rejected: see '
-                        f'{folder / records.REJECTED}.')
-    plans = [one for one in plans if counts[one.split].total()]  # TFDS reads no empty split
-    splits = {split: records.Split(counts[split].total(), sum(one.split == split for one in plans), dict(counts[split]))
-              for split in SPLITS if split in counts and counts[split].total()}
-    size = None if storage.image_size is None else list(storage.image_size)
-    manifest = records.Manifest(
-        class_names=classes, encoding=storage.encoding, image_size=size, resize=storage.resize, quality=storage.quality,
-        splits=splits, shards=[shards[one.file] for one in plans],
-        index_sha256=records.index_sha256(_rows(folder, plans)))
-    if _is_there(output, folder, manifest, rejected):
-        return manifest, False
-    # From here to the end there is no manifest: a reader finds no set rather than half of two.
-    (output / records.MANIFEST).unlink(missing_ok=True)
-    keep = {one.file for one in plans} | {records.INDEX, records.REJECTED, *records.TFDS_FILES, journal.FOLDER}
-    for path in output.iterdir():
-        if path.name not in keep:
-            path.unlink()
-    for one in plans:
-        place = journal.place(folder, journal.read(folder, one.file))
-        if place.parent == folder:
-            os.replace(place, output / one.file)
-    records.write_rejected(output, rejected)
-    records.write_index(output, _rows(folder, plans))
-    pool.call(records.write_tfds_metadata, output, manifest)  # a worker, because TFDS imports TensorFlow
-    records.write_manifest(output, manifest)
-    return manifest, True
-
-
-def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Manifest,
-              rejected: list[scan.Rejection]) -> bool:
-    """Whether all of the set is in its place already."""
-    try:
-        return (records.read_manifest(output) == manifest
-                and files.sha256_of(output / records.INDEX) == manifest.index_sha256
-                and records.read_rejected(output) == [tuple(row) for row in rejected]
-                and all((output / name).is_file() for name in records.TFDS_FILES)
-                and all(journal.place(folder, journal.read(folder, shard.file)) == output / shard.file
-                        for shard in manifest.shards))
-    except (UserError, OSError):
-        return False
-
-
-def _rows(folder: pathlib.Path, plans: list[ShardPlan]) -> Iterator[records.Row]:
-    record_id = 0
-    for one in plans:
-        for item in journal.read(folder, one.file).made():
-            yield records.Row(record_id, item.source, item.sha256, one.split, item.label, one.file, item.offset)
-            record_id += 1
-
-
-class _Read(NamedTuple):
-    """A file's bytes and what the journal says of them."""
-
-    data: bytes | None  # None: too many
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-def _read(root: str, source: str, max_bytes: int) -> _Read:
-    """Reads a file that stays as it is meanwhile. Raises OSError if it does not, twice."""
-    for _ in range(2):
-        with open(os.path.join(root, source), 'rb') as file:
-            before = os.fstat(file.fileno())
-            data = file.read() if before.st_size <= max_bytes else None
-            digest = hashlib.file_digest(file, 'sha256') if data is None else hashlib.sha256(data)
-            after = os.fstat(file.fileno())
-        read_bytes = before.st_size if data is None else len(data)
-        if (before.st_size, before.st_mtime_ns) == (read_bytes, after.st_mtime_ns):
-            return _Read(data, read_bytes, _settled(before.st_mtime_ns), digest.hexdigest())
-    raise OSError(errno.EBUSY, 'it changes while it is read')
-
-
-def _settled(mtime_ns: int) -> int:
-    """A time of change by which the same file is known again; 0 if it is too recent for that."""
-    return mtime_ns if time.time_ns() - mtime_ns > _SETTLED_NS else 0

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, journal, records, scan, workers
+from boardrec.data import convert, files, journal, records, scan, shards, workers
 from boardrec.data import images as image_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -66,9 +66,9 @@ class Silent:
 
 def build(images, folder, shard_plan, *, skipped=None, max_bytes=1 << 30, on_bad_image='reject'):
     """Builds a shard in this process; what its journal says."""
-    job = convert.Job(str(images), str(folder), shard_plan, ['a', 'b'], records.KEEP, max_bytes, image_lib.Limits(),
+    job = shards.Job(str(images), str(folder), shard_plan, ['a', 'b'], records.KEEP, max_bytes, image_lib.Limits(),
                       on_bad_image)
-    rejected = convert.build_shard(job, skipped or {}, Silent())
+    rejected = shards.build(job, skipped or {}, Silent())
     built = journal.read(folder, shard_plan.file)
     assert rejected == len(built.rejected())
     return built
@@ -85,7 +85,7 @@ def found_items(count, size=1000):
 
 
 def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
-    plans = convert.plan(found_items(2000), 100_000)
+    plans = shards.plan(found_items(2000), 100_000)
     assert [shard.file for shard in plans] == [records.shard_file('train', i, 20) for i in range(20)]
     assert sorted(item.source for shard in plans for item in shard.found) == sorted(NAMES)
     counts = [len(shard.found) for shard in plans]
@@ -93,7 +93,7 @@ def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
 
 
 def test_a_files_place_depends_on_its_path_alone():
-    places = [[item.source for item in shard.found] for shard in convert.plan(found_items(6), 3000)]
+    places = [[item.source for item in shard.found] for shard in shards.plan(found_items(6), 3000)]
     assert places == PLACES, 'a change gives every record set other bytes: never renew these'
 
 
@@ -105,8 +105,8 @@ PLACES = [
 
 def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files():
     found = found_items(400)
-    plans = convert.plan(found, 100_000)
-    assert convert.plan(found[::-1], 100_000) == plans
+    plans = shards.plan(found, 100_000)
+    assert shards.plan(found[::-1], 100_000) == plans
     for shard in plans:
         labels = [item.label for item in shard.found]
         runs = 1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False))
@@ -115,7 +115,7 @@ def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files(
 
 def test_a_split_has_at_least_one_shard_and_splits_stand_in_their_order():
     found = [scan.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
-    assert [(shard.file, shard.split) for shard in convert.plan(found, 1 << 30)] == [
+    assert [(shard.file, shard.split) for shard in shards.plan(found, 1 << 30)] == [
         (records.shard_file(split, 0, 1), split) for split in ('train', 'val', 'test')]
 
 
@@ -172,7 +172,7 @@ def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, image_folder, con
 def test_a_file_that_vanishes_during_the_conversion_is_rejected(tmp_path, image_folder):
     images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
     found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = convert.plan(found, 1 << 20)
+    shard_plan, = shards.plan(found, 1 << 20)
     (images / 'a' / 'board001.png').unlink()
     built = build(images, tmp_path, shard_plan)
     assert built.rejected() == [scan.Rejection('a/board001.png', 'unreadable: No such file or directory')]
@@ -302,8 +302,8 @@ def test_overwrite_builds_everything_again_to_the_same_bytes(converted):
     before, stamps_before = tree_sums(out), stamps(out)
     run(overwrite=True)
     assert tree_sums(out) == before
-    shards = [name for name in before if records.is_shard_file(name)]
-    assert shards and all(stamps(out)[name] != stamps_before[name] for name in shards)
+    names = [name for name in before if records.is_shard_file(name)]
+    assert names and all(stamps(out)[name] != stamps_before[name] for name in names)
 
 
 CHANGES = {
@@ -331,11 +331,11 @@ def test_after_a_change_only_the_shards_that_it_touches_are_built_again(converte
     if counts[0] == counts[1]:
         assert tree_sums(out) == tree_sums(tmp_path / 'fresh')
     assert outcome(out) == outcome(tmp_path / 'fresh')
-    shards = [name for name in before if records.is_shard_file(name)]
-    assert len(shards) > 5
-    touched = [name for name in shards if stamps(out)[name] != before[name]]
+    names = [name for name in before if records.is_shard_file(name)]
+    assert len(names) > 5
+    touched = [name for name in names if stamps(out)[name] != before[name]]
     assert len(touched) <= 2, 'a file that moves leaves one shard for another'
-    assert all(tree_sums(out)[name] == sums_before[name] for name in set(shards) - set(touched))
+    assert all(tree_sums(out)[name] == sums_before[name] for name in set(names) - set(touched))
 
 
 def test_ten_more_images_touch_ten_shards_at_most(tmp_path, image_folder, convert_here):
@@ -345,9 +345,9 @@ def test_ten_more_images_touch_ten_shards_at_most(tmp_path, image_folder, conver
     for i in range(10):
         shutil.copy(images / 'a' / f'board{i:03d}.{"png" if i % 2 else "jpg"}', images / 'b' / f'more{i}.jpg')
     convert_here(images, out, splits='train:1', shard_bytes=8000)
-    shards = [name for name in before if records.is_shard_file(name)]
-    assert len(shards) > 20
-    assert 1 <= sum(stamps(out)[name] != before[name] for name in shards) <= 10
+    names = [name for name in before if records.is_shard_file(name)]
+    assert len(names) > 20
+    assert 1 <= sum(stamps(out)[name] != before[name] for name in names) <= 10
     assert records.read_manifest(out).splits['train'].records == 130
 
 
@@ -476,7 +476,7 @@ def test_what_an_interrupted_conversion_has_built_is_used(converted, monkeypatch
     run(shard_bytes=4000, reshard=True)
     for path in images.rglob('*.png'):
         shutil.copy(images / 'a' / 'board000.jpg', path)
-    real, built = convert.build_shard, []
+    real, built = shards.build, []
 
     def interrupted(job, *args):
         if len(built) == 3:
@@ -484,12 +484,12 @@ def test_what_an_interrupted_conversion_has_built_is_used(converted, monkeypatch
         built.append(job.plan.file)
         return real(job, *args)
 
-    monkeypatch.setattr(convert, 'build_shard', interrupted)
+    monkeypatch.setattr(shards, 'build', interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(overwrite=overwrite, shard_bytes=4000)
     assert records.open_record_set(out), 'the set that was there is there still'
     again = []
-    monkeypatch.setattr(convert, 'build_shard', lambda job, *args: again.append(job.plan.file) or real(job, *args))
+    monkeypatch.setattr(shards, 'build', lambda job, *args: again.append(job.plan.file) or real(job, *args))
     run(overwrite=overwrite, shard_bytes=4000)
     assert again and not set(again) & set(built)
 
@@ -500,7 +500,7 @@ def test_a_reshard_that_was_interrupted_at_its_first_shard_goes_on(converted, mo
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, 'build_shard', interrupted)
+    monkeypatch.setattr(shards, 'build', interrupted)
     with pytest.raises(KeyboardInterrupt):
         run(shard_bytes=4000, reshard=True)
     monkeypatch.undo()
@@ -512,7 +512,7 @@ def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converte
     """The old set is there until all shards of the new one are built; then there is none until that is."""
     images, out, run = converted
     before, seen = records.read_manifest(out), []
-    build, write_index, write_metadata = convert.build_shard, records.write_index, records.write_tfds_metadata
+    build, write_index, write_metadata = shards.build, records.write_index, records.write_tfds_metadata
 
     def looking(function, expected):
         def call(*args):
@@ -524,7 +524,7 @@ def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converte
             return function(*args)
         return call
 
-    monkeypatch.setattr(convert, 'build_shard', looking(build, True))
+    monkeypatch.setattr(shards, 'build', looking(build, True))
     monkeypatch.setattr(records, 'write_index', looking(write_index, False))
     monkeypatch.setattr(records, 'write_tfds_metadata', looking(write_metadata, False))
     shutil.copy(images / 'a' / 'board001.png', images / 'b' / 'more.png')
@@ -548,7 +548,7 @@ def test_a_second_converter_on_one_folder_is_refused(converted):
 def test_a_file_whose_decoder_crashed_is_rejected_by_name(tmp_path, image_folder):
     images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
     found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = convert.plan(found, 1 << 20)
+    shard_plan, = shards.plan(found, 1 << 20)
     built = build(images, tmp_path, shard_plan, skipped={2: workers.CRASH})
     bad = shard_plan.found[2].source
     assert built.rejected() == [scan.Rejection(bad, 'decoder error: it crashed', files.sha256_of(images / bad))]
@@ -557,10 +557,10 @@ def test_a_file_whose_decoder_crashed_is_rejected_by_name(tmp_path, image_folder
 def test_a_file_whose_decoder_crashed_is_tried_again(converted, monkeypatch):
     """Its worker may have died of something else, such as a lack of memory."""
     images, out, run = converted
-    before, real = tree_sums(out), convert.build_shard
+    before, real = tree_sums(out), shards.build
     os.utime(images / 'a' / 'board001.png')
     shutil.copy(images / 'a' / 'board001.png', images / 'a' / 'board003.png')
-    monkeypatch.setattr(convert, 'build_shard', lambda job, _, watch: real(job, {0: workers.CRASH}, watch))
+    monkeypatch.setattr(shards, 'build', lambda job, _, watch: real(job, {0: workers.CRASH}, watch))
     run()
     assert 'decoder error: it crashed' in outcome(out).values()
     monkeypatch.undo()
@@ -575,7 +575,7 @@ def test_a_file_of_too_many_bytes_is_rejected_unread(tmp_path, image_folder):
     with open(large, 'wb') as file:
         file.truncate(10_001)
     found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = convert.plan(found, 1 << 20)
+    shard_plan, = shards.plan(found, 1 << 20)
     built = build(images, tmp_path, shard_plan, max_bytes=10_000)
     assert built.rejected() == [
         scan.Rejection('a/large.jpg', 'too large: 10001 bytes, at most 10000', files.sha256_of(large))]
@@ -584,7 +584,7 @@ def test_a_file_of_too_many_bytes_is_rejected_unread(tmp_path, image_folder):
 def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, image_folder, monkeypatch):
     images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
     found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = convert.plan(found, 1 << 20)
+    shard_plan, = shards.plan(found, 1 << 20)
     fstat, ticks = os.fstat, iter(range(10**6))
 
     def restless(descriptor):
@@ -624,7 +624,7 @@ def test_an_error_at_the_end_leaves_no_manifest_and_the_same_command_goes_on(con
         run()
     assert not (out / records.MANIFEST).exists()
     monkeypatch.undo()
-    monkeypatch.setattr(convert, 'build_shard', None)
+    monkeypatch.setattr(shards, 'build', None)
     run()
     assert 'b/more.png' in outcome(out)
 
@@ -681,16 +681,16 @@ def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_fo
     assert 'note: predict and the export squash what is padded here' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('settings', 'shards'), [
+@pytest.mark.parametrize(('settings', 'expected'), [
     ({}, 150), ({'encoding': 'jpeg'}, 150),
     ({'encoding': 'raw', 'image_size': '256', 'resize': 'pad'}, 6),  # 1,000 times 192 KiB
     ({'encoding': 'jpeg', 'image_size': '256'}, 1),
     ({'encoding': 'raw', 'image_size': '2000x3000', 'resize': 'squash'}, 536),
 ], ids=str)
-def test_shards_are_as_large_as_asked_for_by_what_they_will_hold(settings, shards):
+def test_shards_are_as_large_as_asked_for_by_what_they_will_hold(settings, expected):
     found = found_items(1000, size=32 * 150 * 1049)
     config = ConvertConfig(input_dir='unused', output_dir='unused', **settings)
-    assert len(convert.plan(found, convert.source_bytes_a_shard(config, found))) == shards
+    assert len(shards.plan(found, convert.source_bytes_a_shard(config, found))) == expected
 
 
 # As a command, with real worker processes
