@@ -3,10 +3,12 @@
 Each command has flags of its own, not absl's global ones, so that importing a command defines nothing.
 """
 
+import atexit
 from collections.abc import Callable, Sequence
 import dataclasses
 import errno
 import os
+import signal
 import sys
 import textwrap
 from typing import Any, TypeVar
@@ -22,11 +24,12 @@ CLOSED_PIPE = 141  # 128 + SIGPIPE
 Config = TypeVar('Config')
 
 
-def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None) -> None:
+def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None, *, resumes: bool = False
+        ) -> None:
     """Parses `argv` (default: the command line), calls `main(config)` and exits.
 
-    With status 0, with 2 for a user's mistake, with 130 for Ctrl-C.
-    A mistake is told in one sentence; anything unforeseen keeps its traceback.
+    With status 0, with 2 for a user's mistake, with 130 for Ctrl-C, after which the command `resumes` if it is given
+    again. A mistake is told in one sentence; anything unforeseen keeps its traceback.
     """
     argv = sys.argv if argv is None else argv
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
@@ -44,8 +47,11 @@ def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | N
             raise
         _fail(_sentence(error))
     except KeyboardInterrupt:
-        print('Interrupted; the same command goes on from what is complete.', file=sys.stderr)
+        print(f'Interrupted{"; the same command goes on from what is complete" if resumes else ""}.', file=sys.stderr)
         sys.exit(INTERRUPTED)
+    finally:
+        # The status is known by now, but TensorFlow takes a second to leave. Registered last, it is done first.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
 def parse(config_class: type[Config], args: Sequence[str]) -> Config:

@@ -8,6 +8,7 @@ import dataclasses
 import re
 
 SPLITS = ('train', 'val', 'test')
+_MAX_PIXELS = 100_000_000  # of an image's size; 300 MB
 _LIMIT = 2**32  # Keras's and NumPy's seeds have 32 bits, and no count of ours is larger
 
 
@@ -45,6 +46,7 @@ def _height_width(image_size: str) -> tuple[int, int]:
     match = re.fullmatch(r'(\d+)(?:x(\d+))?', image_size)
     height, width = (int(match[1]), int(match[2] or match[1])) if match else (0, 0)
     _check(min(height, width) >= 8, 'image_size', image_size, 'S or HEIGHTxWIDTH, each at least 8 pixels')
+    _check(height * width <= _MAX_PIXELS, 'image_size', image_size, f'of at most {_MAX_PIXELS // 10**6} megapixels')
     return height, width
 
 

@@ -16,6 +16,8 @@ from boardrec.training import run_dir
 def main(config: EvaluateConfig) -> None:
     """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
     run_dir.require_finished(config.run_dir)
+    if config.input_dir and not pathlib.Path(config.input_dir).is_dir():
+        raise UserError(f'--input_dir={config.input_dir}: there is no such folder.')
     progress.import_tensorflow()
     from boardrec.data import images
     from boardrec.reporting import metrics, report

@@ -14,4 +14,4 @@ def main(config: TrainConfig) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main, TrainConfig)
+    cli.run(main, TrainConfig, resumes=True)

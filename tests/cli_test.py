@@ -167,7 +167,18 @@ def test_a_bad_flag_is_one_line_and_status_2(capsys):
 
 def test_ctrl_c_is_status_130(capsys):
     assert run(raiser(KeyboardInterrupt()), *REQUIRED) == 130
+    assert capsys.readouterr() == ('', 'Interrupted.\n')
+    with pytest.raises(SystemExit, match='130'):
+        cli.run(raiser(KeyboardInterrupt()), TrainConfig, ['train', *REQUIRED], resumes=True)
     assert capsys.readouterr() == ('', 'Interrupted; the same command goes on from what is complete.\n')
+
+
+def test_ctrl_c_once_all_is_done_changes_nothing():
+    script = ("import atexit, os, signal, sys; from boardrec import cli; from boardrec.config import PredictConfig\n"
+              "atexit.register(os.kill, os.getpid(), signal.SIGINT)\n"
+              "cli.run(lambda _: None, PredictConfig, ['x', '--run_dir=r', '--images=i', '--output=o'])")
+    done = subprocess.run([sys.executable, '-c', script], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b'')
 
 
 def test_a_reader_that_wants_no_more_gets_no_traceback():

@@ -67,6 +67,8 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'image_size', '224,224', 'S or HEIGHTxWIDTH'),
     (TrainConfig, 'image_size', '-224', 'S or HEIGHTxWIDTH'),
     (TrainConfig, 'image_size', '224x7', 'at least 8 pixels'),
+    (TrainConfig, 'image_size', '100000', 'at most 100 megapixels'),
+    (ConvertConfig, 'image_size', '10000x10001', 'of at most 100 megapixels'),
     (TrainConfig, 'trainable_layers', -1, 'at least 0'),
     (TrainConfig, 'dropout', -0.1, 'at least 0 and below 1'),
     (TrainConfig, 'dropout', 1.0, 'at least 0 and below 1'),

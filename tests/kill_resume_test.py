@@ -13,7 +13,7 @@ import pytest
 from boardrec.data import files
 
 ROOT = pathlib.Path(__file__).parents[1]
-TIMES = ('seconds', 'images_per_second', 'input_wait', 'val_seconds', 'peak_rss_mib')
+TIMES = ('seconds', 'images_per_second', 'input_wait', 'first_batch_seconds', 'val_seconds', 'peak_rss_mib')
 
 
 def train(record_set_path, run, *, kill_after=None):

@@ -94,4 +94,4 @@ def _summary(demo: pathlib.Path, export: pathlib.Path, conversion: float | None)
 
 
 if __name__ == '__main__':
-    cli.run(main, DemoConfig)
+    cli.run(main, DemoConfig, resumes=True)

@@ -165,4 +165,4 @@ def _read_table(table: pathlib.Path) -> list[Cell]:
 
 
 if __name__ == '__main__':
-    cli.run(main, FetchDemoDataConfig)
+    cli.run(main, FetchDemoDataConfig, resumes=True)

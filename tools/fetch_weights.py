@@ -259,4 +259,4 @@ def _tensor_sha256(tensor: 'np.ndarray') -> str:
 
 
 if __name__ == '__main__':
-    cli.run(main, FetchWeightsConfig)
+    cli.run(main, FetchWeightsConfig, resumes=True)

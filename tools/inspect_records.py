@@ -83,6 +83,8 @@ def _describe(config: InspectRecordsConfig) -> None:
         progress.import_tensorflow()
         for line in stats(record_set, config.seed):
             progress.say(line)
+    if config.augmented_sheet:
+        record_set.require_size(config.height_width())
     if config.augmented_sheet and config.cached_views == 1:
         raise UserError('--cached_views=1: a training without augmentation; add --cached_views=4, or 0 for new '
                         'views each epoch.')
@@ -93,6 +95,16 @@ def _describe(config: InspectRecordsConfig) -> None:
             picture.save(file, 'PNG')
         what = 'number, class and source' if config.contact_sheet else 'each row is a record, first as it is'
         progress.say(f'{sheet}: {picture.width}x{picture.height} pixels; {what}')
+        if config.augmented_sheet:
+            _note(config)
+
+
+def _note(config: InspectRecordsConfig) -> None:
+    """Says where a sheet of views is not what a training sees."""
+    if config.cached_views > _VIEWS:
+        progress.say(f'note: the first {_VIEWS} of --cached_views={config.cached_views} are shown')
+    if config.split != 'train':
+        progress.say(f'note: images of {config.split} are never augmented in training: it takes them as they are')
 
 
 def _check_sheet(flag: str, name: str) -> None:

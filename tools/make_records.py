@@ -11,4 +11,4 @@ def main(config: ConvertConfig) -> None:
 
 
 if __name__ == '__main__':
-    cli.run(main, ConvertConfig)
+    cli.run(main, ConvertConfig, resumes=True)

@@ -143,8 +143,8 @@ def _earlier_plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.P
         return nothing
     changed = [name for name in _DECIDING if earlier.settings.get(name) != deciding[name]]
     if changed:
-        raise UserError(f'{output} was converted with --{changed[0]}={earlier.settings.get(changed[0], "")}, not '
-                        f'{deciding[changed[0]]}: name another --output_dir, or add --overwrite.')
+        raise UserError(f'{output} was converted with --{changed[0]}={earlier.settings.get(changed[0], "")}, not with '
+                        f'--{changed[0]}={deciding[changed[0]]}: name another --output_dir, or add --overwrite.')
     if there and not config.overwrite:
         sources = {item.source for item in found}
         known = list(_sources(folder))  # none: an earlier --reshard was interrupted at its first shard

@@ -8,14 +8,13 @@ import bisect
 from collections.abc import Callable, Iterable
 import itertools
 import os
-import socket
 from typing import NamedTuple
 
 import numpy as np
 import tensorflow as tf
 
 from boardrec.config import UserError
-from boardrec.data import augment, images, order, records
+from boardrec.data import augment, data_service, images, order, records
 from boardrec.data.augment import AS_IT_IS, Views
 from boardrec.data.records import RecordSet, Storage
 
@@ -25,7 +24,6 @@ _COPIES_OF_A_ROUND = 4  # one consumed, one waiting, one being read and then put
 _BATCHES = 5  # one or two being made, two waiting, one in use
 THREADS = 2 * len(os.sched_getaffinity(0))  # while some wait for their turn, others decode
 _BUFFER_BYTES, _LONG_BYTES = 256 << 10, 64 << 10  # of reading; of records that are read without a buffer
-_SERVICE_SECONDS = 10
 
 
 class Batch(NamedTuple):
@@ -62,12 +60,12 @@ def train_dataset(record_set: RecordSet | str | os.PathLike, split: str = 'train
     """
     if hosts < 1 or batch_size % hosts or not 0 <= host < hosts:
         raise ValueError(f'{host=} must be one of {hosts=}, counted from 0, and {batch_size=} a multiple of hosts.')
-    if min(first_step, epoch) < 0:
-        raise ValueError(f'{first_step=} and {epoch=} must be at least 0.')
+    if min(first_step, epoch) < 0 or batch_size < 1:
+        raise ValueError(f'{first_step=} and {epoch=} must be at least 0, {batch_size=} at least 1.')
     if service:
         if hosts > 1 or first_step:
             raise ValueError(f'{service=} serves one host, from step 0.')
-        _require_answer(service)
+        data_service.require(service)
     record_set = opened(record_set)
     record_set.require_size(image_size)
     ids, cut = record_set.split_range(split), split_blocks(record_set, split)
@@ -283,13 +281,3 @@ def _padding(image_size: tuple[int, int], count: int) -> tf.data.Dataset:
     return tf.data.Dataset.from_tensors(Batch(
         tf.zeros([count, *image_size, 3], tf.uint8), tf.zeros([count], tf.int32), tf.zeros([count]),
         tf.fill([count], tf.constant(-1, tf.int64))))
-
-
-def _require_answer(service: str) -> None:
-    """Raises UserError if nothing listens there: tf.data would wait for ever, without a word."""
-    host, _, port = service.removeprefix('grpc://').rpartition(':')
-    try:
-        socket.create_connection((host.strip('[]'), int(port)), timeout=_SERVICE_SECONDS).close()
-    except (OSError, ValueError, OverflowError) as error:  # the last two of what is no port
-        raise UserError(f'--data_service={service}: nothing answers there ({error}); start a dispatcher and workers of '
-                        'tf.data.experimental.service, or leave the flag out.') from None

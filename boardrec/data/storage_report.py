@@ -19,6 +19,7 @@ from boardrec.data.records import Storage
 _SAMPLE = 64  # images at most
 _PREPARATION_SECONDS = 1.0  # after which the sample is large enough; of photographs of many pixels it is smaller
 _TIMING_SECONDS = 0.3  # for either way of decoding, at least
+_WORTH_IT = 1.2  # times as fast to decode
 _TRAINING_SIZE = (224, 224)  # what is decoded to where images keep their size: the default of training
 
 
@@ -43,6 +44,9 @@ def say(root: pathlib.Path, sources: Sequence[scan.Found], manifest: records.Man
         told += (f'; {fidelity}; decoded to {height}x{width} {measured.speedup:.1f} times as fast '
                  f'({measured.images} images measured)')
     progress.say(f'{storage.encoding}: {told}')
+    if measured and stored > sum(item.bytes for item in sources) and measured.speedup < _WORTH_IT:
+        progress.say('note: these records are larger than the files and hardly faster to decode: leave out '
+                     f'--encoding={storage.encoding}, and the files are kept as they are')
 
 
 def decoded_size(storage: Storage) -> tuple[int, int]:

@@ -11,7 +11,7 @@ _WORTH_MEASURING = 2.0  # seconds of an epoch, which is what measuring takes
 
 
 def line(config: TrainConfig, record_set: RecordSet, *, asked: str, seconds: float, waiting: float) -> str | None:
-    """Advice after an epoch of so many seconds, of which the share `waiting` was spent waiting for input.
+    """Advice after so many seconds of training, of which the share `waiting` was spent waiting for input.
 
     `asked` is what --feature_cache was asked to be, of which config has what was decided. None where an epoch is too
     short for it to matter.
@@ -41,6 +41,8 @@ def _share(waiting: float) -> str:
 def _for_step(config: TrainConfig, asked: str) -> str:
     if asked == 'off' and config.cached_views:
         return '--feature_cache=auto, which computes the frozen layers once'
+    if not config.cached_views:
+        return 'a few views whose features can be cached (--cached_views=4), or a smaller --image_size'
     return 'a smaller --image_size, or fewer --trainable_layers'
 
 

@@ -1,6 +1,6 @@
 """What is trained and the batches that it takes: the whole network on images, or its tail on cached features."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 import functools
 import math
 import os
@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import input_pipeline, records
+from boardrec.data import data_service, input_pipeline, records
 from boardrec.data.augment import Views
 from boardrec.training import cut, distribute, feature_store, features, model
 from boardrec.training.feature_store import Opened, Part
@@ -34,7 +34,7 @@ class Feed(NamedTuple):
     """What is trained and the batches that it takes."""
 
     network: keras.Model  # inputs to logits
-    train: Callable[[int], tf.data.Dataset]  # epoch (0-based) to its batches
+    train: Callable[[int], Iterable[Any]]  # epoch (0-based) to its batches
     val: tf.data.Dataset
     train_records: int
     steps_per_epoch: int
@@ -115,11 +115,15 @@ def open_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
         progress.say(f'training images come from {config.data_service}: their order is not promised, and a run that is '
                      'interrupted does not go on to exactly the same result')
     size = config.height_width()
-    return Feed(
-        model.for_training(keras.Model(classifier.model.input, classifier.logits)),
-        lambda epoch: input_pipeline.train_dataset(
+
+    def train(epoch: int) -> Iterable[Any]:
+        dataset = input_pipeline.train_dataset(
             record_set, 'train', epoch=epoch, image_size=size, views=views(config), ram_mb=config.pipeline_ram_mb,
-            service=config.data_service, **shuffle),
+            service=config.data_service, **shuffle)
+        return data_service.batches(dataset, config.data_service) if config.data_service else dataset
+
+    return Feed(
+        model.for_training(keras.Model(classifier.model.input, classifier.logits)), train,
         input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common), **counts)
 
 

@@ -137,7 +137,7 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
 def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, optimizer: Any, *, step: steps.Step,
                  strategy: Any) -> dict[str, float]:
     """One epoch; returns its row of the history, without validation."""
-    total_steps, sums, waited = config.epochs * source.steps_per_epoch, [], 0.0
+    total_steps, sums, waited, first = config.epochs * source.steps_per_epoch, [], 0.0, 0.0
     start = time.perf_counter()
     batches = iter(source.train(state.epoch))
     with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images') as bar:
@@ -148,6 +148,7 @@ def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, 
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
+            first = first or waited
             sums.append(step(distribute.place(strategy, batch)))
             bar.update(min(config.batch_size, source.train_records - number * config.batch_size))
     loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
@@ -157,6 +158,7 @@ def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, 
     seconds = time.perf_counter() - start
     return {'epoch': state.epoch + 1, 'loss': loss / count, 'accuracy': right / count, 'learning_rate': rate,
             'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds,
+            'first_batch_seconds': first,
             'peak_rss_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
 
 
@@ -194,7 +196,10 @@ def _log(config: TrainConfig, state: checkpoint.RunState, writer: tf.summary.Sum
 
 
 def _advise(config: TrainConfig, record_set: records.RecordSet, row: dict[str, float], *, asked: str) -> None:
-    text = advice.line(config, record_set, asked=asked, seconds=row['seconds'], waiting=row['input_wait'])
+    # Without the first batch, for which every pipeline has to be started.
+    seconds = row['seconds'] - row['first_batch_seconds']
+    waited = row['input_wait'] * row['seconds'] - row['first_batch_seconds']
+    text = advice.line(config, record_set, asked=asked, seconds=seconds, waiting=max(0.0, waited / seconds))
     if text:
         progress.say(text)
 

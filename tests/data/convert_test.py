@@ -396,9 +396,9 @@ def test_other_images_are_refused(converted, tmp_path, image_folder):
 
 
 @pytest.mark.parametrize(('others', 'named'), [
-    ({'splits': 'train:1'}, '--splits=train:0.7,test:0.3, not train:1'),
-    ({'encoding': 'png'}, '--encoding=keep, not png'),
-    ({'encoding': 'raw', 'image_size': '8x9', 'resize': 'pad'}, '--encoding=keep, not raw')])
+    ({'splits': 'train:1'}, '--splits=train:0.7,test:0.3, not with --splits=train:1'),
+    ({'encoding': 'png'}, '--encoding=keep, not with --encoding=png'),
+    ({'encoding': 'raw', 'image_size': '8x9', 'resize': 'pad'}, '--encoding=keep, not with --encoding=raw')])
 def test_changed_settings_are_named_and_refused_without_overwrite(converted, others, named):
     _, out, run = converted
     before = stamps(out)
@@ -672,6 +672,8 @@ def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_fo
     images = image_folder({'a': 3, 'b': 3}, folder=tmp_path / 'images')
     convert_here(images, tmp_path / 'kept', splits='train:1')
     assert 'times as fast' not in capsys.readouterr().out
+    convert_here(images, tmp_path / 'png', splits='train:1', encoding='png')
+    assert 'hardly faster to decode: leave out --encoding=png' in capsys.readouterr().out
     convert_here(images, tmp_path / 'raw', splits='train:1', encoding='raw', image_size='20', resize='squash')
     out = capsys.readouterr().out
     assert re.search(r'^raw: 0\.0 MiB of records from 0\.0 MiB of images; lossless; decoded to 20x20 \d+\.\d times as '

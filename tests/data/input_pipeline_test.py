@@ -3,7 +3,6 @@
 import dataclasses
 import pathlib
 import shutil
-import socket
 import time
 
 import keras
@@ -239,14 +238,6 @@ def test_the_records_of_other_hosts_are_not_read(in_short_rounds, tmp_path, host
 def test_settings_that_no_host_could_follow_are_refused(opened, settings, message):
     with pytest.raises(ValueError, match=message):
         train(opened, **settings)
-
-
-def test_a_service_that_does_not_answer_is_refused_at_once(opened):
-    with socket.socket() as free:
-        free.bind(('localhost', 0))
-        address = f'grpc://localhost:{free.getsockname()[1]}'
-    with pytest.raises(UserError, match=f'^--data_service={address}: nothing answers there'):
-        train(opened, service=address)
 
 
 @pytest.mark.parametrize(('block_records', 'shuffle_records'), [(5, 200), (1, 50)])

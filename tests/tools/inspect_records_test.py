@@ -28,10 +28,13 @@ def test_the_summary_counts_records_classes_and_bytes(record_set_path, capsys):
 
 
 @pytest.mark.parametrize(('cached_views', 'columns'), [(3, 3), (0, 8), (20, 8)])
-def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, cached_views, columns):
+def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, capsys, cached_views, columns):
     config = InspectRecordsConfig(records=str(record_set_path), augmented_sheet=str(tmp_path / 'sheet.png'),
                                   split='val', image_size='24x30', cached_views=cached_views, rotation=10.0, seed=3)
     inspect_records.main(config)
+    said = capsys.readouterr().out
+    assert ('note: the first 8 of --cached_views=20 are shown' in said) == (cached_views == 20)
+    assert 'note: images of val are never augmented in training' in said
     with Image.open(config.augmented_sheet) as image:
         sheet = np.asarray(image)
     assert sheet.shape == (8 * (24 + 14 + 4), (1 + columns) * (30 + 4) + 4, 3)

@@ -26,7 +26,7 @@ def line(record_set, *, asked='off', seconds=100.0, waiting=0.5, **settings):
 
 
 @pytest.mark.parametrize(('settings', 'help_text'), [
-    ({}, '--feature_cache=auto'), ({'cached_views': 0}, '--image_size'), ({'asked': 'auto'}, '--trainable_layers'),
+    ({}, '--feature_cache=auto'), ({'cached_views': 0}, '--cached_views=4'), ({'asked': 'auto'}, '--trainable_layers'),
     ({'feature_cache': 'on', 'asked': 'auto'}, '--trainable_layers')])
 def test_an_epoch_that_does_not_wait_is_bound_by_its_steps(record_set, settings, help_text):
     text = line(record_set, waiting=0.04, **settings)
