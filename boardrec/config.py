@@ -140,6 +140,8 @@ class TrainConfig:
 
     records: str = setting('folder that tools/make_records.py wrote')
     run_dir: str = setting('folder for this run; the same command continues a run that was interrupted')
+    verify_records: bool = setting(
+        'check the sha256 of every shard first; sizes, counts and the index are checked in any case', False)
 
     backbone: str = setting(
         'pretrained network', 'vgg16', ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception'))

@@ -8,6 +8,8 @@ from boardrec.data import records
 def main(config: TrainConfig) -> None:
     """Trains on RECORDS and leaves the best epoch's model in RUN; the same command continues an interrupted run."""
     record_set = records.open_record_set(config.records)
+    if config.verify_records:
+        records.require_sums(record_set)
     progress.import_tensorflow()  # five seconds: by now flags and records are known to be good
     from boardrec.training import fit
     fit.fit(config, record_set)

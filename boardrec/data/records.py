@@ -15,6 +15,7 @@ the converter's parent process must stay small.
 """
 
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 import csv
 import dataclasses
 import errno
@@ -27,6 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from boardrec import progress
 from boardrec.config import SPLITS, UserError
 from boardrec.data import files
 
@@ -206,6 +208,17 @@ def open_record_set(folder: str | os.PathLike) -> RecordSet:
     return RecordSet(
         folder, manifest, [row.source for row in rows], np.array([numbers[row.label] for row in rows], np.int32),
         np.array([row.offset for row in rows], np.int64))
+
+
+def require_sums(record_set: RecordSet) -> None:
+    """Reads every byte of a record set. Raises UserError naming the first shard that is not as it was written."""
+    paths = [record_set.folder / shard.file for shard in record_set.manifest.shards]
+    with progress.bar('verifying', total=len(paths), unit='shards') as bar, ThreadPoolExecutor() as threads:
+        for shard, sha256 in zip(record_set.manifest.shards, threads.map(files.sha256_of, paths), strict=True):
+            if sha256 != shard.sha256:
+                raise UserError(f'{record_set.folder / shard.file} is damaged (its sha256 is another): '
+                                'tools/inspect_records.py --verify says where, and --salvage saves the rest.')
+            bar.update()
 
 
 def read_manifest(folder: pathlib.Path) -> Manifest:

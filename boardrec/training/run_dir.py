@@ -25,8 +25,8 @@ from boardrec.config import TrainConfig, UserError
 from boardrec.data import files
 
 # Settings that say where and how fast, not what is computed: a run may continue with others.
-_FREE = {'records', 'run_dir', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy', 'pipeline_ram_mb',
-         'data_service'}
+_FREE = {'records', 'run_dir', 'verify_records', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy',
+         'pipeline_ram_mb', 'data_service'}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -54,6 +54,19 @@ def write_set(folder, names, *, shards=2, split='train'):
     return every
 
 
+def test_the_sums_of_all_shards_are_checked(copy):
+    record_set = records.open_record_set(copy)
+    records.require_sums(record_set)
+    path = copy / record_set.manifest.shards[-1].file
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    records.require_sums(records.open_record_set(copy)._replace(manifest=dataclasses.replace(
+        record_set.manifest, shards=record_set.manifest.shards[:-1])))
+    with pytest.raises(UserError, match=f'^{path} is damaged .* --verify says where'):
+        records.require_sums(records.open_record_set(copy))
+
+
 @pytest.fixture
 def copy(record_set_path, tmp_path):
     """A copy of the shared record set, to damage."""

@@ -1,0 +1,20 @@
+"""The command itself: what it looks at before TensorFlow is imported."""
+
+import shutil
+
+import pytest
+
+from boardrec import train
+from boardrec.config import TrainConfig, UserError
+from boardrec.data import records
+
+
+def test_with_verify_records_a_flipped_bit_is_told_before_anything_is_made(record_set_path, tmp_path):
+    folder = shutil.copytree(record_set_path, tmp_path / 'records')
+    path = folder / records.read_manifest(folder).shards[0].file
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match='is damaged'):
+        train.main(TrainConfig(records=str(folder), run_dir=str(tmp_path / 'run'), verify_records=True))
+    assert not (tmp_path / 'run').exists()
