@@ -32,9 +32,15 @@ def convert(config: ConvertConfig) -> records.Manifest:
     What is up to date is left alone. Raises UserError for input that cannot be used and for an output folder that
     holds something else.
     """
+    limits = workers.Limits(config.seconds_an_image, _WORKER_BYTES)
+    with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
+        return _convert(config, pool)
+
+
+def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
     root, output = pathlib.Path(config.input_dir or config.tfds), pathlib.Path(config.output_dir)
     _check_folders(config.given, root, output)
-    found, rejected = _scan(config)
+    found, rejected = tfds_source.scan_records(config, pool) if config.tfds else scan.scan(config)
     classes = sorted({item.label for item in found})
     scan.check_classes(found, classes, config.given)
     scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
@@ -54,27 +60,18 @@ def convert(config: ConvertConfig) -> records.Manifest:
         if current and to_build:
             progress.say(f'{len(current):,} of {len(plans):,} shards are up to date')
         bad = sum(len(journal.read(folder, name).rejected()) for name in current)
-        storage, limits = storage_of(config), workers.Limits(config.seconds_an_image, _WORKER_BYTES)
-        with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
-            _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
-            manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
-            if changed:
-                _describe(output, manifest)
-            else:
-                progress.say(f'{output} holds these images already; nothing to do.')
-            if to_build and storage != records.KEEP:
-                refused = {source for source, *_ in records.read_rejected(output)}
-                storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
+        storage = storage_of(config)
+        _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
+        manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
+        if changed:
+            _describe(output, manifest)
+        else:
+            progress.say(f'{output} holds these images already; nothing to do.')
+        if to_build and storage != records.KEEP:
+            refused = {source for source, *_ in records.read_rejected(output)}
+            storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
         journal.write_plan(folder, now._replace(complete=True))
     return manifest
-
-
-def _scan(config: ConvertConfig) -> tuple[list[scan.Found], list[scan.Rejection]]:
-    if not config.tfds:
-        return scan.scan(config)
-    limits = workers.Limits(memory_bytes=_WORKER_BYTES)
-    with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
-        return tfds_source.scan_records(config, pool)
 
 
 def _describe(output: pathlib.Path, manifest: records.Manifest) -> None:

@@ -93,7 +93,7 @@ def describe(root: pathlib.Path) -> DataSet:
         leaves = dict(_leaves(features))
         image, label = _only(root, leaves, _IMAGE), _only(root, leaves, _LABEL)
         if _attribute(leaves[image], 'image', 'dtype') == 'float32':
-            raise UserError(f'--tfds={root}: its image {image!r} holds floats, which are no photographs; save its '
+            raise UserError(f'--tfds={root}: its image {"/".join(image)!r} holds floats, which are no photographs; save its '
                             'images as files and give --input_dir.')
         count = int(_attribute(leaves[label], 'classLabel', 'numClasses', 'num_classes') or 0)
     except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:

