@@ -54,8 +54,8 @@ class ConvertConfig:
 
     input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...', '')
     tfds: str = setting(
-        'instead of --input_dir, folder of a TFDS data set (dataset_info.json, features.json, tfrecord shards) with one '
-        'Image and one ClassLabel', '')
+        'folder of a TFDS data set (dataset_info.json, features.json, tfrecord shards) with one Image and one '
+        'ClassLabel, in place of --input_dir', '')
     output_dir: str = setting('folder for the records; made if it does not exist')
     splits: str = setting(
         'fractions for images that are not in split folders; a hash of its path decides where a file goes, or a '

@@ -206,8 +206,8 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
            classes: list[str], *, bad: int, total: int) -> None:
     """Builds these shards in the pool's processes; `bad` files of `total` were rejected before."""
     limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
-    jobs = [shards.Job(config.input_dir or config.tfds, str(folder), one, classes, storage_of(config), config.max_image_mib << 20,
-                       limits, config.on_bad_image) for one in plans]
+    jobs = [shards.Job(config.input_dir or config.tfds, str(folder), one, classes, storage_of(config),
+                       config.max_image_mib << 20, limits, config.on_bad_image) for one in plans]
     with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar:
         for _, rejected in pool.run(shards.build, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
             bad += rejected

@@ -215,7 +215,8 @@ def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Fou
             source = composed.get(unicodedata.normalize('NFC', source), source)
         listed.add(source)
         if source in there:
-            found.append(Found(source, split or split_of(source, fractions, config.group_by), label, *there[source][1:]))
+            split = split or split_of(source, fractions, config.group_by)
+            found.append(Found(source, split, label, *there[source][1:]))
         else:
             rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
     if not found:

@@ -58,24 +58,16 @@ def scan_records(config: ConvertConfig, pool: workers.Pool) -> tuple[list[scan.F
     """
     root = pathlib.Path(config.tfds)
     data_set = describe(root)
-    fractions = _fractions(config, data_set)
+    fractions, total = _fractions(config, data_set), sum(shard.records for shard in data_set.shards)
     found: list[list[scan.Found]] = [[] for _ in data_set.shards]
     unlabelled, damaged = [], []
     payloads = [(str(root / shard.file), shard.records, data_set.image, data_set.label) for shard in data_set.shards]
-    total = sum(shard.records for shard in data_set.shards)
     with progress.bar('reading', total=total, unit='records') as bar:
-        for number, told in pool.run(look_through, payloads, lambda done: bar.update(min(done, bar.total) - bar.n)):
-            shard = data_set.shards[number]
+        for number, told in pool.run(look_through, payloads, lambda done: bar.update(min(done, total) - bar.n)):
             for place, one in enumerate(told):
-                source = f'{shard.file}{scan.RECORD_MARK}{place}'
-                if isinstance(one, str):
-                    damaged.append(scan.Rejection(source, one))
-                elif not 0 <= one.label < len(data_set.class_names):
-                    unlabelled.append(scan.Rejection(source, f'no label: class number {one.label}', one.sha256))
-                else:
-                    split = shard.split if shard.split != 'train' or not fractions else scan.split_of(source, fractions)
-                    found[number].append(scan.Found(source, split, data_set.class_names[one.label], one.bytes,
-                                                    shard.mtime_ns, one.offset, one.sha256))
+                item = _item(data_set, data_set.shards[number], place, one, fractions)
+                kind = damaged if isinstance(one, str) else unlabelled
+                (found[number] if isinstance(item, scan.Found) else kind).append(item)
             _check_damage(config, sorted(damaged), total)
     if not any(found):
         raise UserError(f'--tfds={root}: none of its records holds an image and a label; name another data set.')
@@ -86,19 +78,11 @@ def describe(root: pathlib.Path) -> DataSet:
     """Reads what a data set says of itself. Raises UserError where that cannot be converted."""
     info, features = _read_json(root, _INFO), _read_json(root, _FEATURES)
     try:
-        file_format = info.get('fileFormat', 'tfrecord')
-        if file_format != 'tfrecord':
-            raise UserError(f'--tfds={root} is in the format {file_format}: write it again with TFDS as tfrecord.')
-        shards = [shard for split in info.get('splits', ()) for shard in _shards(root, info, split)]
-        leaves = dict(_leaves(features))
-        image, label = _only(root, leaves, _IMAGE), _only(root, leaves, _LABEL)
-        if _attribute(leaves[image], 'image', 'dtype') == 'float32':
-            raise UserError(f'--tfds={root}: its image {"/".join(image)!r} holds floats, which are no photographs; save its '
-                            'images as files and give --input_dir.')
-        count = int(_attribute(leaves[label], 'classLabel', 'numClasses', 'num_classes') or 0)
-    except (TypeError, KeyError, ValueError, AttributeError, IndexError) as error:
-        if isinstance(error, UserError):
-            raise
+        shards = _shards(root, info)
+        image, label, count = _image_and_label(root, features)
+    except UserError:
+        raise
+    except (TypeError, KeyError, ValueError, AttributeError, IndexError):
         raise UserError(f'--tfds={root}: {_INFO} or {_FEATURES} is damaged; make the data set again.') from None
     if not shards:
         raise UserError(f'--tfds={root} has no split train, validation or test that holds records; '
@@ -140,6 +124,19 @@ def _image_in(record: framing.Found, image_key: str, label_key: str) -> Image | 
     return Image(offset, len(images[0]), labels[0], hashlib.sha256(images[0]).hexdigest())
 
 
+def _item(data_set: DataSet, shard: Shard, place: int, one: Image | str, fractions: dict[str, float]
+          ) -> scan.Found | scan.Rejection:
+    """What the scan says of the record at a place of a shard."""
+    source = f'{shard.file}{scan.RECORD_MARK}{place}'
+    if isinstance(one, str):
+        return scan.Rejection(source, one)
+    if not 0 <= one.label < len(data_set.class_names):
+        return scan.Rejection(source, f'no label: class number {one.label}', one.sha256)
+    split = scan.split_of(source, fractions) if fractions and shard.split == 'train' else shard.split
+    label = data_set.class_names[one.label]
+    return scan.Found(source, split, label, one.bytes, shard.mtime_ns, one.offset, one.sha256)
+
+
 def _check_damage(config: ConvertConfig, damaged: list[scan.Rejection], total: int) -> None:
     if damaged and config.on_bad_image == 'fail':
         raise UserError(f'{os.path.join(config.tfds, damaged[0].source)}: {damaged[0].reason} (--on_bad_image=fail).')
@@ -174,24 +171,45 @@ def _read_json(root: pathlib.Path, name: str) -> Any:
         raise UserError(f'--tfds={root}: {name} is damaged; make the data set again.') from None
 
 
-def _shards(root: pathlib.Path, info: dict[str, Any], split: dict[str, Any]) -> Iterator[Shard]:
-    """The files of one split. Raises UserError for one that is missing."""
-    lengths = [int(length) for length in split.get('shardLengths', ())]
-    if split['name'] not in _SPLITS:
-        progress.say(f'note: the split {split["name"]!r} of {sum(lengths):,} records is left out: it is none of '
-                     f'{", ".join(_SPLITS)}')
-        return
-    digits = max(5, len(str(len(lengths))))
-    for i, length in enumerate(lengths):
-        index, count = f'{i:0{digits}d}', f'{len(lengths):0{digits}d}'
+def _shards(root: pathlib.Path, info: dict[str, Any]) -> list[Shard]:
+    """The files of the splits that we know. Raises UserError for one that is missing, and for another format."""
+    file_format = info.get('fileFormat', 'tfrecord')
+    if file_format != 'tfrecord':
+        raise UserError(f'--tfds={root} is in the format {file_format}: write it again with TFDS as tfrecord.')
+    shards = []
+    for split in info.get('splits', ()):
+        lengths = [int(length) for length in split.get('shardLengths', ())]
+        if split['name'] not in _SPLITS:
+            progress.say(f'note: the split {split["name"]!r} of {sum(lengths):,} records is left out: it is none of '
+                         f'{", ".join(_SPLITS)}')
+            continue
+        for file, length in zip(_file_names(root, info, split, len(lengths)), lengths, strict=True):
+            shards.append(Shard(file, _SPLITS[split['name']], length, (root / file).stat().st_mtime_ns))
+    return shards
+
+
+def _file_names(root: pathlib.Path, info: dict[str, Any], split: dict[str, Any], count: int) -> Iterator[str]:
+    digits = max(5, len(str(count)))
+    for i in range(count):
+        index, of = f'{i:0{digits}d}', f'{count:0{digits}d}'
         file = (split.get('filepathTemplate') or _TEMPLATE).format(
-            DATASET=info['name'], SPLIT=split['name'], FILEFORMAT='tfrecord', SHARD_INDEX=index, NUM_SHARDS=count,
-            SHARD_X_OF_Y=f'{index}-of-{count}')
+            DATASET=info['name'], SPLIT=split['name'], FILEFORMAT='tfrecord', SHARD_INDEX=index, NUM_SHARDS=of,
+            SHARD_X_OF_Y=f'{index}-of-{of}')
         if '..' in pathlib.PurePath(file).parts or os.path.isabs(file):
             raise UserError(f'--tfds={root}: its shard {file!r} lies outside of the folder; move it there.')
         if not (root / file).is_file():
             raise UserError(f'--tfds={root}: its shard {file} is missing; make the data set again.')
-        yield Shard(file, _SPLITS[split['name']], length, (root / file).stat().st_mtime_ns)
+        yield file
+
+
+def _image_and_label(root: pathlib.Path, features: dict[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...], int]:
+    """The names that lead to the image and to the label, and how many classes there are."""
+    leaves = dict(_leaves(features))
+    image, label = _only(root, leaves, _IMAGE), _only(root, leaves, _LABEL)
+    if _attribute(leaves[image], 'image', 'dtype') == 'float32':
+        raise UserError(f'--tfds={root}: its image {"/".join(image)!r} holds floats, which are no photographs; save '
+                        'its images as files and give --input_dir.')
+    return image, label, int(_attribute(leaves[label], 'classLabel', 'numClasses', 'num_classes') or 0)
 
 
 def _leaves(feature: dict[str, Any], names: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], dict[str, Any]]]:
@@ -219,7 +237,7 @@ def _only(root: pathlib.Path, leaves: dict[tuple[str, ...], dict[str, Any]], wan
     if len(names) != 1:
         there = ', '.join(f'{"/".join(name)} ({_type(feature).rpartition(".")[2]})' for name, feature in leaves.items())
         raise UserError(f'--tfds={root}: {len(names) or "no"} features are {wanted.rpartition(".")[2]}, which must be '
-                        f'one, among {there}; save its images as files and give --input_dir.')
+                        f'exactly one, among {there}; save its images as files and give --input_dir.')
     return names[0]
 
 
