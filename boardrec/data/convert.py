@@ -40,11 +40,11 @@ def convert(config: ConvertConfig) -> records.Manifest:
 def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
     root, output = pathlib.Path(config.input_dir or config.tfds), pathlib.Path(config.output_dir)
     _check_folders(config.given, root, output)
+    _check_output(output)
     found, rejected = tfds_source.scan_records(config, pool) if config.tfds else scan.scan(config)
     classes = sorted({item.label for item in found})
     scan.check_classes(found, classes, config.given)
     scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
-    _check_output(output)
     with journal.locked(output) as folder:
         earlier = _earlier_plan(config, output, folder, found)
         plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else earlier.shards)
