@@ -54,10 +54,14 @@ def _height_width(image_size: str) -> tuple[int, int]:
 class ConvertConfig:
     """Settings of tools/make_records.py."""
 
-    input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...')
+    input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...', '')
+    tfds: str = setting(
+        'folder of a TFDS data set (dataset_info.json, features.json, tfrecord shards) with one Image and one '
+        'ClassLabel, in place of --input_dir', '')
     output_dir: str = setting('folder for the records; made if it does not exist')
     splits: str = setting(
-        'fractions for images that are not in split folders; a hash of its path decides where a file goes',
+        'fractions for images that are not in split folders; a hash of its path decides where a file goes, or a '
+        'training record of a TFDS data set without a validation split',
         'train:0.8,val:0.1,test:0.1')
     group_by: str = setting(
         'regular expression for paths: what its groups match (or all of it, without groups) names a subject, whose '
@@ -88,6 +92,7 @@ class ConvertConfig:
     overwrite: bool = setting('replace the records that --output_dir holds already', False)
 
     def __post_init__(self):
+        self._check_input()
         _check_choices(self)
         _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
         _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
@@ -104,6 +109,22 @@ class ConvertConfig:
     def height_width(self) -> tuple[int, int] | None:
         """`image_size` as (height, width) in pixels; None if images keep their size."""
         return _height_width(self.image_size) if self.image_size else None
+
+    @property
+    def given(self) -> str:
+        """The flag that names the input, with its value."""
+        return f'--tfds={self.tfds}' if self.tfds else f'--input_dir={self.input_dir}'
+
+    def _check_input(self) -> None:
+        """Refuses no input, two, and settings that a TFDS data set has no use for."""
+        if not self.input_dir and not self.tfds:
+            raise UserError('--input_dir is missing: name a folder of images, or a TFDS data set with --tfds (--help '
+                            'lists the flags).')
+        _check(not self.tfds or not self.input_dir, 'tfds', self.tfds,
+               f'given without --input_dir={self.input_dir}: convert them into two folders')
+        for name in ('labels_csv', 'group_by'):
+            _check(not self.tfds or not getattr(self, name), name, getattr(self, name),
+                   'left out with --tfds, whose records have labels of their own and no paths')
 
     def _check_storage(self) -> None:
         """Refuses settings of what records hold that contradict each other or would have no effect."""

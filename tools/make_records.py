@@ -6,7 +6,7 @@ from boardrec.data import convert
 
 
 def main(config: ConvertConfig) -> None:
-    """Converts a folder of images into sharded TFRecords with a manifest."""
+    """Converts a folder of images, or a TFDS data set, into sharded TFRecords with a manifest."""
     convert.convert(config)
 
 

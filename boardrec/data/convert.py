@@ -1,4 +1,4 @@
-"""From a folder of images to a record set: scan, plan, build shards in parallel, commit.
+"""From a folder of images, or a TFDS data set, to a record set: scan, plan, build shards in parallel, commit.
 
 Where a file goes depends on its own path and on the settings alone: a hash of the path decides its place, so that it
 stays where it is as others come and go. Each file found ends as a record or as a row of rejected.csv. What a shard was
@@ -15,7 +15,7 @@ import pathlib
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import commit, files, journal, records, scan, shards, storage_report, workers
+from boardrec.data import commit, files, journal, records, scan, shards, storage_report, tfds_source, workers
 from boardrec.data.records import Storage
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
@@ -27,17 +27,24 @@ _DECIDING = ('splits', 'group_by', 'encoding', 'image_size', 'resize', 'jpeg_qua
 
 
 def convert(config: ConvertConfig) -> records.Manifest:
-    """Converts config.input_dir into config.output_dir and returns the manifest; what is up to date is left alone.
+    """Converts config.input_dir or config.tfds into config.output_dir and returns the manifest.
 
-    Raises UserError for input that cannot be used and for an output folder that holds something else.
+    What is up to date is left alone. Raises UserError for input that cannot be used and for an output folder that
+    holds something else.
     """
-    root, output = pathlib.Path(config.input_dir), pathlib.Path(config.output_dir)
-    _check_folders(root, output)
-    found, rejected = scan.scan(config)
-    classes = sorted({item.label for item in found})
-    scan.check_classes(found, classes, root)
-    scan.describe(root, found, rejected, classes)
+    limits = workers.Limits(config.seconds_an_image, _WORKER_BYTES)
+    with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
+        return _convert(config, pool)
+
+
+def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
+    root, output = pathlib.Path(config.input_dir or config.tfds), pathlib.Path(config.output_dir)
+    _check_folders(config.given, root, output)
     _check_output(output)
+    found, rejected = tfds_source.scan_records(config, pool) if config.tfds else scan.scan(config)
+    classes = sorted({item.label for item in found})
+    scan.check_classes(found, classes, config.given)
+    scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
     with journal.locked(output) as folder:
         earlier = _earlier_plan(config, output, folder, found)
         plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else earlier.shards)
@@ -53,17 +60,16 @@ def convert(config: ConvertConfig) -> records.Manifest:
         if current and to_build:
             progress.say(f'{len(current):,} of {len(plans):,} shards are up to date')
         bad = sum(len(journal.read(folder, name).rejected()) for name in current)
-        storage, limits = storage_of(config), workers.Limits(config.seconds_an_image, _WORKER_BYTES)
-        with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
-            _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
-            manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
-            if changed:
-                _describe(output, manifest)
-            else:
-                progress.say(f'{output} holds these images already; nothing to do.')
-            if to_build and storage != records.KEEP:
-                refused = {source for source, *_ in records.read_rejected(output)}
-                storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
+        storage = storage_of(config)
+        _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
+        manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
+        if changed:
+            _describe(output, manifest)
+        else:
+            progress.say(f'{output} holds these images already; nothing to do.')
+        if to_build and storage != records.KEEP:
+            refused = {source for source, *_ in records.read_rejected(output)}
+            storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
         journal.write_plan(folder, now._replace(complete=True))
     return manifest
 
@@ -94,11 +100,11 @@ def storage_of(config: ConvertConfig) -> Storage:
                    config.jpeg_quality if config.encoding == 'jpeg' else None)
 
 
-def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
+def _check_folders(given: str, root: pathlib.Path, output: pathlib.Path) -> None:
     if not root.is_dir():
-        raise UserError(f'--input_dir={root}: {"is no folder" if root.exists() else "there is no such folder"}.')
+        raise UserError(f'{given}: {"is no folder" if root.exists() else "there is no such folder"}.')
     if root.resolve() in (output.resolve(), *output.resolve().parents):
-        raise UserError(f'--output_dir={output} lies within --input_dir={root}: name a folder outside of it.')
+        raise UserError(f'--output_dir={output} lies within {given}: name a folder outside of it.')
     if any('\udc80' <= letter <= '\udcff' for letter in str(output)):
         raise UserError(f'--output_dir={str(output)!r}: TensorFlow takes no path that is not UTF-8; name another.')
     if output.exists() and not output.is_dir():
@@ -149,8 +155,8 @@ def _earlier_plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.P
         sources = {item.source for item in found}
         known = list(_sources(folder))  # none: an earlier --reshard was interrupted at its first shard
         if known and sources.isdisjoint(known):
-            raise UserError(f'{output} holds records of other images, none of which is in --input_dir='
-                            f'{config.input_dir}: name another --output_dir, or add --overwrite.')
+            raise UserError(f'{output} holds records of other images, none of which is in {config.given}: '
+                            'name another --output_dir, or add --overwrite.')
     return earlier
 
 
@@ -179,8 +185,8 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.Sha
             (now.source, now.label, now.bytes) != (then.source, then.label, then.bytes) for now, then in pairs):
         return False
     touched = [now for now, then in pairs if now.mtime_ns != then.mtime_ns or not then.sha256]
-    sums = dict(zip((now.source for now in touched), threads.map(_sum, (root / now.source for now in touched)),
-                    strict=True))
+    sums = dict(zip((now.source for now in touched), threads.map(lambda now: now.sha256 or _sum(root / now.source),
+                                                                    touched), strict=True))
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
         return False
     if touched:
@@ -200,8 +206,8 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
            classes: list[str], *, bad: int, total: int) -> None:
     """Builds these shards in the pool's processes; `bad` files of `total` were rejected before."""
     limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
-    jobs = [shards.Job(config.input_dir, str(folder), one, classes, storage_of(config), config.max_image_mib << 20,
-                       limits, config.on_bad_image) for one in plans]
+    jobs = [shards.Job(config.input_dir or config.tfds, str(folder), one, classes, storage_of(config),
+                       config.max_image_mib << 20, limits, config.on_bad_image) for one in plans]
     with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar:
         for _, rejected in pool.run(shards.build, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
             bad += rejected

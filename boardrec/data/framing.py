@@ -27,6 +27,11 @@ class Found(NamedTuple):
     offset: int  # bytes from the file's start
     data: bytes  # the serialised Example
 
+    @property
+    def data_offset(self) -> int:
+        """Where the data begins, in bytes from the file's start."""
+        return self.offset + _HEADER
+
 
 class Gap(NamedTuple):
     """Bytes that hold no intact record."""

@@ -19,6 +19,7 @@ from boardrec.config import ConvertConfig, SPLITS, UserError
 
 _CLASSES_SHOWN = 10
 _SYSTEM_FILES = {'.DS_Store', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini'}  # what file managers leave
+RECORD_MARK = '__'  # between a file and the number of a record in it, as in TFDS's ids
 _APPLE_DOUBLE = '._'  # begins the names of what macOS keeps beside files on foreign file systems
 
 
@@ -31,13 +32,20 @@ class File(NamedTuple):
 
 
 class Found(NamedTuple):
-    """One file that is to become a record."""
+    """One image that is to become a record: a file, or a range of bytes in one."""
 
-    source: str  # relative to the input root
+    source: str  # relative to the input root; for a range, the file with RECORD_MARK and the number of the record
     split: str
     label: str
     bytes: int
     mtime_ns: int = 0
+    offset: int = -1  # of a range; -1: a file
+    sha256: str = ''  # of a range
+
+    @property
+    def file(self) -> str:
+        """Where the bytes lie, relative to the input root."""
+        return self.source if self.offset < 0 else self.source.rpartition(RECORD_MARK)[0]
 
 
 class Rejection(NamedTuple):
@@ -108,12 +116,13 @@ def path_hash(salt: str, source: str) -> int:
     return int.from_bytes(hashlib.sha256(salt.encode() + b'\0' + os.fsencode(source)).digest()[:8], 'big')
 
 
-def describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str]) -> None:
+def describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str], *,
+             unit: str = 'files') -> None:
     """Says what was found, and what of it looks like a slip."""
     of_class, of_split = Counter(item.label for item in found), Counter(item.split for item in found)
     shown = [f'{name} {of_class[name]:,}' for name in classes[:_CLASSES_SHOWN]]
     shown += ['...'] * (len(classes) > _CLASSES_SHOWN)
-    progress.say(f'{root}: {len(found) + len(rejected):,} files, {len(found):,} of them in {len(classes)} classes '
+    progress.say(f'{root}: {len(found) + len(rejected):,} {unit}, {len(found):,} of them in {len(classes)} classes '
                  f'({", ".join(shown)}); ' + ', '.join(f'{split} {of_split[split]:,}' for split in SPLITS))
     there = {(item.split, item.label) for item in found}
     for split in SPLITS:
@@ -122,17 +131,20 @@ def describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], 
             progress.say(f'note: no image of class {lacking[0]!r} in the {split} split')
 
 
-def check_classes(found: list[Found], classes: list[str], root: pathlib.Path) -> None:
-    """Raises UserError unless there are two classes or more, each with a good name and a training image."""
+def check_classes(found: list[Found], classes: list[str], given: str) -> None:
+    """Raises UserError unless there are two classes or more, each with a good name and a training image.
+
+    `given` is the flag that named the input, with its value.
+    """
     if len(classes) < 2:
-        raise UserError(f'--input_dir={root}: only one class, {classes[0]!r}; a classifier needs at least two.')
+        raise UserError(f'{given}: only one class, {classes[0]!r}; a classifier needs at least two.')
     odd = [name for name in classes if not name.isprintable() or name != name.strip()]
     if odd:
-        raise UserError(f'--input_dir={root}: the class {odd[0]!r} has a name with line breaks, outer blanks or bytes '
+        raise UserError(f'{given}: the class {odd[0]!r} has a name with line breaks, outer blanks or bytes '
                         'that are not UTF-8: rename it.')
     missing = set(classes) - {item.label for item in found if item.split == 'train'}
     if missing:
-        raise UserError(f'--input_dir={root}: no training image of class {min(missing)!r}; '
+        raise UserError(f'{given}: no training image of class {min(missing)!r}; '
                         'add some, or give the training split more with --splits.')
 
 
@@ -155,7 +167,7 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[File]
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
-        split = parts[0] if has_splits else _split_of(source, config)
+        split = parts[0] if has_splits else split_of(source, config.split_fractions(), config.group_by)
         found.append(Found(source, split, parts[depth - 1], size, mtime_ns))
     return found, rejected
 
@@ -167,10 +179,10 @@ def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[File], ro
             raise UserError(f'{entry}: a class with no images; put some there or remove the folder.')
 
 
-def _split_of(source: str, config: ConvertConfig) -> str:
+def split_of(source: str, fractions: dict[str, float], group_by: str = '') -> str:
     """The split whose stretch of [0, 1) the hash of the path or of its subject falls into, the same in each class."""
-    place, end = path_hash('split', subject(source, config.group_by)) / 2**64, 0.0
-    for split, fraction in config.split_fractions().items():
+    place, end = path_hash('split', subject(source, group_by)) / 2**64, 0.0
+    for split, fraction in fractions.items():
         end += fraction
         if place < end:
             return split
@@ -188,6 +200,7 @@ def subject(source: str, group_by: str) -> str:
 def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Found], list[Rejection]]:
     path = pathlib.Path(config.labels_csv)
     rows = _read_labels_csv(path)
+    fractions = config.split_fractions()
     there, found, rejected, listed = {file.source: file for file in regular}, [], [], set()
     # File systems and spreadsheets differ in how they write accents: composed or with combining characters.
     composed = {unicodedata.normalize('NFC', source): source for source in there}
@@ -202,7 +215,8 @@ def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Fou
             source = composed.get(unicodedata.normalize('NFC', source), source)
         listed.add(source)
         if source in there:
-            found.append(Found(source, split or _split_of(source, config), label, *there[source][1:]))
+            split = split or split_of(source, fractions, config.group_by)
+            found.append(Found(source, split, label, *there[source][1:]))
         else:
             rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
     if not found:

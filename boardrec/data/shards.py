@@ -67,7 +67,7 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
             watch.begin(number)
             read = None
             try:
-                read = _read(job.root, item.source, job.max_bytes)
+                read = read_source(job.root, item, job.max_bytes)
                 if number in skipped:
                     raise images.Rejected(skipped[number])
                 if read.data is None:
@@ -100,8 +100,8 @@ def prepare_worker() -> None:
     warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in rejected.csv
 
 
-class _Read(NamedTuple):
-    """A file's bytes and what the journal says of them."""
+class Read(NamedTuple):
+    """An image's bytes and what the journal says of them."""
 
     data: bytes | None  # None: too many
     bytes: int
@@ -109,17 +109,34 @@ class _Read(NamedTuple):
     sha256: str
 
 
-def _read(root: str, source: str, max_bytes: int) -> _Read:
+def read_source(root: str, item: scan.Found, max_bytes: int) -> Read:
+    """Reads what was found. Raises OSError if it does not stay as it is."""
+    path = os.path.join(root, item.file)
+    return _read_file(path, max_bytes) if item.offset < 0 else _read_range(path, item, max_bytes)
+
+
+def _read_range(path: str, item: scan.Found, max_bytes: int) -> Read:
+    if item.bytes > max_bytes:
+        return Read(None, item.bytes, settled(item.mtime_ns), item.sha256)
+    with open(path, 'rb') as file:
+        file.seek(item.offset)
+        data = file.read(item.bytes)
+    if hashlib.sha256(data).hexdigest() != item.sha256:
+        raise OSError(errno.EBUSY, 'it is no longer what the scan read')
+    return Read(data, item.bytes, settled(item.mtime_ns), item.sha256)
+
+
+def _read_file(path: str, max_bytes: int) -> Read:
     """Reads a file that stays as it is meanwhile. Raises OSError if it does not, twice."""
     for _ in range(2):
-        with open(os.path.join(root, source), 'rb') as file:
+        with open(path, 'rb') as file:
             before = os.fstat(file.fileno())
             data = file.read() if before.st_size <= max_bytes else None
             digest = hashlib.file_digest(file, 'sha256') if data is None else hashlib.sha256(data)
             after = os.fstat(file.fileno())
         read_bytes = before.st_size if data is None else len(data)
         if (before.st_size, before.st_mtime_ns) == (read_bytes, after.st_mtime_ns):
-            return _Read(data, read_bytes, settled(before.st_mtime_ns), digest.hexdigest())
+            return Read(data, read_bytes, settled(before.st_mtime_ns), digest.hexdigest())
     raise OSError(errno.EBUSY, 'it changes while it is read')
 
 

@@ -7,13 +7,14 @@ from collections.abc import Callable, Sequence
 import math
 import pathlib
 import random
+import sys
 import time
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from boardrec import progress
-from boardrec.data import records, scan, workers
+from boardrec.data import records, scan, shards, workers
 from boardrec.data.records import Storage
 
 _SAMPLE = 64  # images at most
@@ -35,7 +36,7 @@ def say(root: pathlib.Path, sources: Sequence[scan.Found], manifest: records.Man
         pool: workers.Pool) -> None:
     """Says what became of these sources, which are the records of the manifest."""
     storage, stored = manifest.storage, sum(shard.bytes for shard in manifest.shards)
-    sample = random.Random(0).sample([item.source for item in sources], min(_SAMPLE, len(sources)))
+    sample = random.Random(0).sample(list(sources), min(_SAMPLE, len(sources)))
     measured = pool.call(measure, str(root), sample, storage)
     told = f'{stored / 2**20:,.1f} MiB of records from {sum(item.bytes for item in sources) / 2**20:,.1f} MiB of images'
     if measured:
@@ -54,13 +55,13 @@ def decoded_size(storage: Storage) -> tuple[int, int]:
     return storage.image_size or _TRAINING_SIZE
 
 
-def measure(root: str, sources: Sequence[str], storage: Storage) -> Measured | None:
+def measure(root: str, sources: Sequence[scan.Found], storage: Storage) -> Measured | None:
     """Prepares these sources again, as many as there is time for, and compares; None if none can be read any more."""
     from boardrec.data import images  # imports TensorFlow: workers only
     prepared, errors, start = [], [], time.perf_counter()
     for source in sources:
         try:
-            one = images.prepare(pathlib.Path(root, source).read_bytes(), storage)
+            one = images.prepare(shards.read_source(root, source, sys.maxsize).data, storage)
         except (OSError, images.Rejected):  # changed since it was converted
             continue
         again = images.decode_stored(one.stored, storage, *one.pixels.shape[:2]).numpy()

@@ -136,6 +136,7 @@ class Pool:
         """
         waiting, skipped = list(range(len(payloads)))[::-1], [{} for _ in payloads]
         deaths: Counter[tuple[int, int | None]] = Counter()
+        before = self._done()
         while waiting or any(worker.task is not None for worker in self._workers):
             for worker in self._idle(len(waiting)):
                 number = waiting.pop()
@@ -154,7 +155,7 @@ class Pool:
                                         'with --workers; then run the same command again.')
                     skipped[number][item] = reason
                 waiting.append(number)
-            look(self._before + sum(worker.watch.done for worker in self._workers))
+            look(self._done() - before)
 
     def call(self, function: Callable[..., Any], *args: Any) -> Any:
         """The function's result, from a worker process."""
@@ -181,6 +182,10 @@ class Pool:
         for connection in set(by_connection) - set(ready):
             by_connection[connection].age(seconds, self._limits.seconds)
         return [by_connection[connection] for connection in ready]
+
+    def _done(self) -> int:
+        """Items done so far, in all runs."""
+        return self._before + sum(worker.watch.done for worker in self._workers)
 
     def _bury(self, worker: _Worker) -> None:
         self._before += worker.watch.done

@@ -8,7 +8,7 @@ from PIL import Image
 import pytest
 import tensorflow as tf
 
-from boardrec.data import images, storage_report
+from boardrec.data import images, scan, storage_report
 from boardrec.data.records import Storage
 
 RAW = Storage('raw', (20, 24), 'squash')
@@ -22,6 +22,10 @@ def sources(image_folder):
     return folder, sorted(f'a/{path.name}' for path in (folder / 'a').iterdir())
 
 
+def measure(folder, names, storage):
+    return storage_report.measure(str(folder), [scan.Found(name, 'train', 'a', 0) for name in names], storage)
+
+
 @pytest.fixture
 def quick(monkeypatch):
     """Times what is decoded by its bytes."""
@@ -31,7 +35,7 @@ def quick(monkeypatch):
 @pytest.mark.parametrize('storage', [RAW, Storage('png', (20, 20), 'shorter'), Storage('png')], ids=str)
 def test_what_is_lossless_is_told_so(sources, quick, storage):
     folder, names = sources
-    measured = storage_report.measure(str(folder), names, storage)
+    measured = measure(folder, names, storage)
     assert (measured.images, measured.psnr) == (10, math.inf)
 
 
@@ -43,7 +47,7 @@ def test_the_psnr_is_that_of_the_mean_error_of_what_is_stored_against_the_resize
         again = tf.io.decode_jpeg(made.stored, channels=3, dct_method='INTEGER_ACCURATE').numpy()
         errors.append(np.mean((again.astype(float) - made.pixels)**2))
         before, after = before + len(made.normalised), after + len(made.stored)
-    measured = storage_report.measure(str(folder), names, JPEG)
+    measured = measure(folder, names, JPEG)
     assert measured.psnr == pytest.approx(10 * np.log10(255**2 / np.mean(errors)))
     assert measured.speedup == pytest.approx(before / after), 'of the sources over that of the records'
 
@@ -53,14 +57,14 @@ def test_what_changed_since_the_conversion_is_passed_over(image_folder, quick):
     (folder / 'a' / 'board000.jpg').unlink()
     (folder / 'a' / 'board001.png').write_bytes(b'no image')
     names = [f'a/board00{i}.{"png" if i % 2 else "jpg"}' for i in range(4)]
-    assert storage_report.measure(str(folder), names, RAW).images == 2
-    assert storage_report.measure(str(folder), names[:2], RAW) is None
+    assert measure(folder, names, RAW).images == 2
+    assert measure(folder, names[:2], RAW) is None
 
 
 def test_preparing_the_sample_ends_when_its_time_is_up(sources, quick, monkeypatch):
     folder, names = sources
     monkeypatch.setattr(storage_report, '_PREPARATION_SECONDS', 0.0)
-    assert storage_report.measure(str(folder), names, RAW).images == 1
+    assert measure(folder, names, RAW).images == 1
 
 
 def test_a_pass_is_timed_without_the_first(monkeypatch):
@@ -83,4 +87,4 @@ def test_pixels_take_less_time_than_a_photograph_that_is_decoded(tmp_path):
     (tmp_path / 'a').mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (600, 600, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / 'a' / 'large.png')
-    assert storage_report.measure(str(tmp_path), ['a/large.png'], RAW).speedup > 5
+    assert measure(tmp_path, ['a/large.png'], RAW).speedup > 5

@@ -57,6 +57,14 @@ def test_each_task_is_done_once_by_as_many_workers_as_there_are():
     assert done == 14
 
 
+def test_what_is_done_counts_from_each_runs_start():
+    with workers.Pool(2, Limits()) as pool:
+        for _ in range(2):
+            seen = []
+            list(pool.run(spell, [['a', 'b'], ['c']], seen.append))
+            assert seen[-1] == 3
+
+
 def test_a_worker_that_dies_once_changes_nothing(tmp_path):
     payloads = [['a', f'once:{tmp_path / "mark"}', 'b'], ['c']]
     results, _ = spelled(payloads)
