@@ -19,6 +19,8 @@ demo: env
 
 test: lint
 	$(RUN) -m pytest -m 'not long'
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam]'
+	$(RUN) -m pytest tests/data/beam_runner_test.py
 
 test-long: env
 	$(RUN) -m pytest -m long

@@ -83,6 +83,12 @@ class ConvertConfig:
     max_side_ratio: float = setting('reject images whose longer side is more times the shorter', 200.0)
     seconds_an_image: float = setting('give up on a file that takes longer to decode and encode', 60.0)
     workers: int = setting('worker processes; 0 takes one for each CPU core', 0)
+    runner: str = setting(
+        'what builds the shards: processes on this machine, or an Apache Beam pipeline (extra `beam`), all of whose '
+        'workers see --input_dir and --output_dir under the same paths', 'local', ('local', 'beam'))
+    beam_options: str = setting(
+        'options of --runner=beam in one string, such as --beam_options="--runner=FlinkRunner '
+        '--flink_master=HOST:8081"; by default Beam runs on this machine', '')
     overwrite: bool = setting('replace the records that --output_dir holds already', False)
 
     def __post_init__(self):
@@ -96,6 +102,8 @@ class ConvertConfig:
         _check_at_least(self, 0, 'workers')
         _check(0 <= self.max_bad_fraction <= 1, 'max_bad_fraction', self.max_bad_fraction, 'from 0 to 1')
         _check(self.seconds_an_image > 0, 'seconds_an_image', self.seconds_an_image, 'above 0')
+        _check(self.runner == 'beam' or not self.beam_options, 'beam_options', self.beam_options,
+               'given with --runner=beam')
         self.split_fractions()
         self._check_storage()
 

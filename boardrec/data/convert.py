@@ -10,12 +10,15 @@ This module runs in the converter's parent process, which stays without TensorFl
 from collections import Counter
 from collections.abc import Iterator
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 
+import tqdm
+
 from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import commit, files, journal, records, scan, shards, storage_report, workers
+from boardrec.data import beam_runner, commit, files, journal, records, scan, shards, storage_report, workers
 from boardrec.data.records import Storage
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
@@ -33,6 +36,8 @@ def convert(config: ConvertConfig) -> records.Manifest:
     """
     root, output = pathlib.Path(config.input_dir), pathlib.Path(config.output_dir)
     _check_folders(root, output)
+    if config.runner == 'beam':
+        beam_runner.check(config.beam_options)
     found, rejected = scan.scan(config)
     classes = sorted({item.label for item in found})
     scan.check_classes(found, classes, root)
@@ -202,13 +207,28 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
     limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
     jobs = [shards.Job(config.input_dir, str(folder), one, classes, storage_of(config), config.max_image_mib << 20,
                        limits, config.on_bad_image) for one in plans]
-    with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar:
-        for _, rejected in pool.run(shards.build, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
+    with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar, \
+            contextlib.closing(_built(config, pool, folder, jobs, bar)) as built:
+        for rejected in built:
             bad += rejected
             if bad > config.max_bad_fraction * total:
                 raise UserError(
                     f'{bad} of {total} files can become no record, which is more than --max_bad_fraction='
                     f'{config.max_bad_fraction}: see {_list_bad(folder)}; mend or remove them, or allow more.')
+
+
+def _built(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, jobs: list[shards.Job], bar: tqdm.tqdm
+           ) -> Iterator[int]:
+    """How many files each shard rejected, as shards are built."""
+    def look(done: int) -> None:
+        bar.update(min(done, bar.total) - bar.n)
+
+    if config.runner == 'local':
+        yield from (rejected for _, rejected in pool.run(shards.build, jobs, look))
+    elif jobs:
+        progress.say(f'building {len(jobs):,} shards with Apache Beam {config.beam_options}'.rstrip())
+        limits = workers.Limits(config.seconds_an_image, _WORKER_BYTES)
+        yield from beam_runner.build(folder, jobs, config.beam_options, limits, look)
 
 
 def _list_bad(folder: pathlib.Path) -> pathlib.Path:
