@@ -19,8 +19,8 @@ demo: env
 
 test: lint
 	$(RUN) -m pytest -m 'not long'
-	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam]'
-	$(RUN) -m pytest tests/data/beam_runner_test.py
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam,s3]' 'moto[server]>=5,<6'
+	$(RUN) -m pytest tests/data/beam_runner_test.py tests/data/remote_test.py
 
 test-long: env
 	$(RUN) -m pytest -m long

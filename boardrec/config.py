@@ -34,6 +34,14 @@ def _check_choices(config) -> None:
         _check(not choices or value in choices, field.name, value, f'one of {", ".join(choices or ())}')
 
 
+def _check_local(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', value):
+            raise UserError(f'--{name}={value}: must be on a file system of this machine; name a path there, and copy '
+                            'it from or to the object store with gcloud storage rsync or aws s3 sync.')
+
+
 def _check_at_least(config, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -52,7 +60,8 @@ def _height_width(image_size: str) -> tuple[int, int]:
 class ConvertConfig:
     """Settings of tools/make_records.py."""
 
-    input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...')
+    input_dir: str = setting(
+        'folder of images: {train,val,test}/CLASS/... or CLASS/...; may be s3://... (extra `s3`) or gs://... (`gs`)')
     output_dir: str = setting('folder for the records; made if it does not exist')
     splits: str = setting(
         'fractions for images that are not in split folders; a hash of its path decides where a file goes',
@@ -93,6 +102,7 @@ class ConvertConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        _check_local(self, 'output_dir', 'labels_csv')
         _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
         _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
         try:
@@ -206,6 +216,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        _check_local(self, 'records', 'run_dir', 'feature_cache_dir')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
@@ -261,6 +272,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        _check_local(self, 'run_dir', 'records', 'input_dir')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
@@ -279,6 +291,7 @@ class PredictConfig:
     batch_size: int = setting('images a step', 32)
 
     def __post_init__(self):
+        _check_local(self, 'run_dir', 'images', 'output')
         _check_at_least(self, 1, 'batch_size')
 
 
@@ -288,3 +301,6 @@ class ExportConfig:
 
     run_dir: str = setting('folder of a finished run')
     export_dir: str = setting("the served model's folder; the export becomes its next numbered version")
+
+    def __post_init__(self):
+        _check_local(self, 'run_dir', 'export_dir')

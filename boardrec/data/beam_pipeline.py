@@ -21,7 +21,7 @@ from apache_beam.options.pipeline_options import PipelineOptions, TypeOptions
 from apache_beam.runners.runner import PipelineResult, PipelineState
 
 from boardrec.config import UserError
-from boardrec.data import beam_runner, shards, workers
+from boardrec.data import beam_runner, remote, shards, workers
 
 
 class BuildShard(beam.DoFn):
@@ -37,7 +37,7 @@ class BuildShard(beam.DoFn):
         if job is None:
             return
         try:
-            if not os.path.isdir(job.root):
+            if not remote.is_url(job.root) and not os.path.isdir(job.root):
                 raise UserError(f'--runner=beam: --input_dir={job.root} is no folder on {socket.gethostname()}: all '
                                 'workers must see it under the same path.')
             self._build(job)

@@ -20,7 +20,7 @@ import sys
 import time
 
 from boardrec.config import UserError
-from boardrec.data import files, journal, records, scan, shards, workers
+from boardrec.data import files, journal, records, remote, scan, shards, workers
 
 _JOB, _ERROR, _LOG = '.job', 'error', 'beam.log'
 _POLL_SECONDS = 0.2
@@ -101,8 +101,9 @@ def write_error(folder: pathlib.Path, error: UserError | OSError) -> None:
 
 
 def _write_job(folder: pathlib.Path, job: shards.Job) -> None:
+    root = job.root if remote.is_url(job.root) else os.path.abspath(job.root)
     with open(folder / f'{job.plan.file}{_JOB}', 'w', encoding='ascii') as file:  # surrogates become escapes
-        json.dump(job._replace(root=os.path.abspath(job.root))._asdict(), file)
+        json.dump(job._replace(root=root)._asdict(), file)
 
 
 def _raise_error(folder: pathlib.Path) -> None:

@@ -18,7 +18,7 @@ import tqdm
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import beam_runner, commit, files, journal, records, scan, shards, storage_report, workers
+from boardrec.data import beam_runner, commit, files, journal, records, remote, scan, shards, storage_report, workers
 from boardrec.data.records import Storage
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
@@ -34,7 +34,7 @@ def convert(config: ConvertConfig) -> records.Manifest:
 
     Raises UserError for input that cannot be used and for an output folder that holds something else.
     """
-    root, output = pathlib.Path(config.input_dir), pathlib.Path(config.output_dir)
+    root, output = scan.root_of(config.input_dir), pathlib.Path(config.output_dir)
     _check_folders(root, output)
     if config.runner == 'beam':
         beam_runner.check(config.beam_options)
@@ -99,10 +99,12 @@ def storage_of(config: ConvertConfig) -> Storage:
                    config.jpeg_quality if config.encoding == 'jpeg' else None)
 
 
-def _check_folders(root: pathlib.Path, output: pathlib.Path) -> None:
-    if not root.is_dir():
+def _check_folders(root: pathlib.Path | str, output: pathlib.Path) -> None:
+    if isinstance(root, str):
+        remote.check(root)
+    elif not root.is_dir():
         raise UserError(f'--input_dir={root}: {"is no folder" if root.exists() else "there is no such folder"}.')
-    if root.resolve() in (output.resolve(), *output.resolve().parents):
+    elif root.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f'--output_dir={output} lies within --input_dir={root}: name a folder outside of it.')
     if any('\udc80' <= letter <= '\udcff' for letter in str(output)):
         raise UserError(f'--output_dir={str(output)!r}: TensorFlow takes no path that is not UTF-8; name another.')
@@ -166,13 +168,14 @@ def _sources(folder: pathlib.Path) -> Iterator[str]:
         yield from (item.source for item in built.sources) if built else ()
 
 
-def _current(folder: pathlib.Path, root: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]) -> set[str]:
+def _current(folder: pathlib.Path, root: pathlib.Path | str, plans: list[shards.ShardPlan], classes: list[str]
+             ) -> set[str]:
     """The shards that are built, and all of whose files are as they were then."""
     with concurrent.futures.ThreadPoolExecutor(_HASHING_THREADS) as threads:
         return {one.file for one in plans if _is_current(folder, root, one, classes, threads)}
 
 
-def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.ShardPlan, classes: list[str],
+def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shards.ShardPlan, classes: list[str],
                 threads: concurrent.futures.Executor) -> bool:
     built = journal.read(folder, shard_plan.file)
     if built is None or built.classes != classes or journal.place(folder, built) is None:
@@ -184,21 +187,14 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.Sha
             (now.source, now.label, now.bytes) != (then.source, then.label, then.bytes) for now, then in pairs):
         return False
     touched = [now for now, then in pairs if now.mtime_ns != then.mtime_ns or not then.sha256]
-    sums = dict(zip((now.source for now in touched), threads.map(_sum, (root / now.source for now in touched)),
-                    strict=True))
+    digests = threads.map(lambda now: shards.source_sha256(root, now.source), touched)
+    sums = dict(zip((now.source for now in touched), digests, strict=True))
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
         return False
     if touched:
         sources = [then._replace(mtime_ns=shards.settled(now.mtime_ns)) for now, then in pairs]
         journal.write(folder, built._replace(sources=sources))
     return True
-
-
-def _sum(path: pathlib.Path) -> str:
-    try:
-        return files.sha256_of(path)
-    except OSError:
-        return ''
 
 
 def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],

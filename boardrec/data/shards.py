@@ -5,13 +5,14 @@ import errno
 import hashlib
 import os
 import pathlib
+import sys
 import time
 from typing import NamedTuple
 import warnings
 
 from boardrec import progress
 from boardrec.config import SPLITS, UserError
-from boardrec.data import journal, records, scan, workers
+from boardrec.data import files, journal, records, remote, scan, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
 
@@ -111,6 +112,10 @@ class _Read(NamedTuple):
 
 def _read(root: str, source: str, max_bytes: int) -> _Read:
     """Reads a file that stays as it is meanwhile. Raises OSError if it does not, twice."""
+    if remote.is_url(root):
+        data, item = remote.read(root, source, max_bytes)
+        digest = remote.sha256_of(root, source) if data is None else hashlib.sha256(data).hexdigest()
+        return _Read(data, item.bytes, settled(item.mtime_ns), digest)
     for _ in range(2):
         with open(os.path.join(root, source), 'rb') as file:
             before = os.fstat(file.fileno())
@@ -121,6 +126,19 @@ def _read(root: str, source: str, max_bytes: int) -> _Read:
         if (before.st_size, before.st_mtime_ns) == (read_bytes, after.st_mtime_ns):
             return _Read(data, read_bytes, settled(before.st_mtime_ns), digest.hexdigest())
     raise OSError(errno.EBUSY, 'it changes while it is read')
+
+
+def read_source(root: str, source: str) -> bytes:
+    """A source file's bytes. Raises OSError."""
+    return remote.read(root, source, sys.maxsize)[0] if remote.is_url(root) else pathlib.Path(root, source).read_bytes()
+
+
+def source_sha256(root: pathlib.Path | str, source: str) -> str:
+    """The hexadecimal SHA-256 of a source file's bytes; '' if it cannot be read."""
+    try:
+        return remote.sha256_of(root, source) if isinstance(root, str) else files.sha256_of(root / source)
+    except OSError:
+        return ''
 
 
 def settled(mtime_ns: int) -> int:
