@@ -21,6 +21,7 @@ test: lint
 	$(RUN) -m pytest -m 'not long'
 
 test-long: env
+	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam,s3,long]'
 	$(RUN) -m pytest -m long
 
 lint: env

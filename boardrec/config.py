@@ -35,6 +35,14 @@ def _check_choices(config) -> None:
         _check(not choices or value in choices, field.name, value, f'one of {", ".join(choices or ())}')
 
 
+def _check_local(config, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', value):
+            raise UserError(f'--{name}={value}: must be on a file system of this machine; name a path there, and copy '
+                            'it from or to the object store with gcloud storage rsync or aws s3 sync.')
+
+
 def _check_at_least(config, minimum: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
@@ -54,7 +62,8 @@ def _height_width(image_size: str) -> tuple[int, int]:
 class ConvertConfig:
     """Settings of tools/make_records.py."""
 
-    input_dir: str = setting('folder of images: {train,val,test}/CLASS/... or CLASS/...', '')
+    input_dir: str = setting(
+        'folder of images: {train,val,test}/CLASS/... or CLASS/...; also s3://... (extra `s3`) or gs://... (`gs`)', '')
     tfds: str = setting(
         'folder of a TFDS data set (dataset_info.json, features.json, tfrecord shards) with one Image and one '
         'ClassLabel, in place of --input_dir', '')
@@ -89,11 +98,18 @@ class ConvertConfig:
     max_side_ratio: float = setting('reject images whose longer side is more times the shorter', 200.0)
     seconds_an_image: float = setting('give up on a file that takes longer to decode and encode', 60.0)
     workers: int = setting('worker processes; 0 takes one for each CPU core', 0)
+    runner: str = setting(
+        'what builds the shards: processes on this machine, or an Apache Beam pipeline (extra `beam`), all of whose '
+        'workers see --input_dir and --output_dir under the same paths', 'local', ('local', 'beam'))
+    beam_options: str = setting(
+        'options of --runner=beam in one string, such as --beam_options="--runner=FlinkRunner '
+        '--flink_master=HOST:8081"; by default Beam runs on this machine', '')
     overwrite: bool = setting('replace the records that --output_dir holds already', False)
 
     def __post_init__(self):
         self._check_input()
         _check_choices(self)
+        _check_local(self, 'tfds', 'output_dir', 'labels_csv')
         _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
         _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
         try:
@@ -103,12 +119,19 @@ class ConvertConfig:
         _check_at_least(self, 0, 'workers')
         _check(0 <= self.max_bad_fraction <= 1, 'max_bad_fraction', self.max_bad_fraction, 'from 0 to 1')
         _check(self.seconds_an_image > 0, 'seconds_an_image', self.seconds_an_image, 'above 0')
+        _check(self.runner == 'beam' or not self.beam_options, 'beam_options', self.beam_options,
+               'given with --runner=beam')
         self.split_fractions()
         self._check_storage()
 
     def height_width(self) -> tuple[int, int] | None:
         """`image_size` as (height, width) in pixels; None if images keep their size."""
         return _height_width(self.image_size) if self.image_size else None
+
+    @property
+    def root(self) -> str:
+        """The folder of the input."""
+        return self.tfds or self.input_dir
 
     @property
     def given(self) -> str:
@@ -223,6 +246,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        _check_local(self, 'records', 'run_dir', 'feature_cache_dir')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
@@ -278,6 +302,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        _check_local(self, 'run_dir', 'records', 'input_dir')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
@@ -296,6 +321,7 @@ class PredictConfig:
     batch_size: int = setting('images a step', 32)
 
     def __post_init__(self):
+        _check_local(self, 'run_dir', 'images', 'output')
         _check_at_least(self, 1, 'batch_size')
 
 
@@ -305,3 +331,6 @@ class ExportConfig:
 
     run_dir: str = setting('folder of a finished run')
     export_dir: str = setting("the served model's folder; the export becomes its next numbered version")
+
+    def __post_init__(self):
+        _check_local(self, 'run_dir', 'export_dir')

@@ -27,14 +27,15 @@ ALLOWED = {
 COMMANDS = {'train', 'evaluate', 'predict', 'export', 'serve'}
 ALL = BASE | {'', 'cli', 'data', 'training', 'reporting', 'serving'}
 
-HEAVY = ['tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
+HEAVY = ['apache_beam', 'tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
 # Without these: a command refuses a mistake at once, and the converter's parent stays small.
 LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
          'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal', 'boardrec.data.workers',
          'boardrec.data.shards', 'boardrec.data.commit', 'boardrec.data.convert', 'boardrec.data.storage_report',
-         'boardrec.data.framing', 'boardrec.data.audit', 'boardrec.data.tfds_source', 'boardrec.train',
-         'boardrec.evaluate', 'boardrec.predict', 'boardrec.export', 'boardrec.training.feature_store',
-         'tools/make_records.py', 'tools/inspect_features.py']
+         'boardrec.data.framing', 'boardrec.data.audit', 'boardrec.data.tfds_source', 'boardrec.data.beam_runner',
+         'boardrec.data.remote', 'boardrec.data.source_file',
+         'boardrec.train', 'boardrec.evaluate', 'boardrec.predict', 'boardrec.export',
+         'boardrec.training.feature_store', 'tools/make_records.py', 'tools/inspect_features.py']
 
 
 def imported(path):
@@ -157,7 +158,8 @@ print(json.dumps(result))''', str(ROOT), LIGHT, HEAVY)
 
 def test_importing_has_no_side_effects(tmp_path):
     """No flag is defined; environment, signals, threads, filters of warnings, seeds and folder stay as they are."""
-    names = [path.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for path in MODULES]
+    names = [path.removesuffix('.py').removesuffix('/__init__').replace('/', '.') for path in MODULES
+             if path != 'boardrec/data/beam_pipeline.py']  # needs an extra
     seen = run(LOAD + '''
 os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
 import random, signal, threading, warnings

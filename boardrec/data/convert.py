@@ -10,12 +10,28 @@ This module runs in the converter's parent process, which stays without TensorFl
 from collections import Counter
 from collections.abc import Iterator
 import concurrent.futures
+import contextlib
 import os
 import pathlib
 
+import tqdm
+
 from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import commit, files, journal, records, scan, shards, storage_report, tfds_source, workers
+from boardrec.data import (
+    beam_runner,
+    commit,
+    files,
+    journal,
+    records,
+    remote,
+    scan,
+    shards,
+    source_file,
+    storage_report,
+    tfds_source,
+    workers,
+)
 from boardrec.data.records import Storage
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
@@ -32,14 +48,15 @@ def convert(config: ConvertConfig) -> records.Manifest:
     What is up to date is left alone. Raises UserError for input that cannot be used and for an output folder that
     holds something else.
     """
-    limits = workers.Limits(config.seconds_an_image, _WORKER_BYTES)
-    with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
+    with workers.Pool(config.workers or os.cpu_count() or 1, _limits(config), shards.prepare_worker) as pool:
         return _convert(config, pool)
 
 
 def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
-    root, output = pathlib.Path(config.input_dir or config.tfds), pathlib.Path(config.output_dir)
+    root, output = scan.root_of(config.root), pathlib.Path(config.output_dir)
     _check_folders(config.given, root, output)
+    if config.runner == 'beam':
+        beam_runner.check(config.beam_options)
     _check_output(output)
     found, rejected = tfds_source.scan_records(config, pool) if config.tfds else scan.scan(config)
     classes = sorted({item.label for item in found})
@@ -100,10 +117,16 @@ def storage_of(config: ConvertConfig) -> Storage:
                    config.jpeg_quality if config.encoding == 'jpeg' else None)
 
 
-def _check_folders(given: str, root: pathlib.Path, output: pathlib.Path) -> None:
-    if not root.is_dir():
+def _limits(config: ConvertConfig) -> workers.Limits:
+    return workers.Limits(config.seconds_an_image, _WORKER_BYTES)
+
+
+def _check_folders(given: str, root: pathlib.Path | str, output: pathlib.Path) -> None:
+    if isinstance(root, str):
+        remote.check(root)
+    elif not root.is_dir():
         raise UserError(f'{given}: {"is no folder" if root.exists() else "there is no such folder"}.')
-    if root.resolve() in (output.resolve(), *output.resolve().parents):
+    elif root.resolve() in (output.resolve(), *output.resolve().parents):
         raise UserError(f'--output_dir={output} lies within {given}: name a folder outside of it.')
     if any('\udc80' <= letter <= '\udcff' for letter in str(output)):
         raise UserError(f'--output_dir={str(output)!r}: TensorFlow takes no path that is not UTF-8; name another.')
@@ -167,13 +190,14 @@ def _sources(folder: pathlib.Path) -> Iterator[str]:
         yield from (item.source for item in built.sources) if built else ()
 
 
-def _current(folder: pathlib.Path, root: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]) -> set[str]:
+def _current(folder: pathlib.Path, root: pathlib.Path | str, plans: list[shards.ShardPlan], classes: list[str]
+             ) -> set[str]:
     """The shards that are built, and all of whose files are as they were then."""
     with concurrent.futures.ThreadPoolExecutor(_HASHING_THREADS) as threads:
         return {one.file for one in plans if _is_current(folder, root, one, classes, threads)}
 
 
-def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.ShardPlan, classes: list[str],
+def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shards.ShardPlan, classes: list[str],
                 threads: concurrent.futures.Executor) -> bool:
     built = journal.read(folder, shard_plan.file)
     if built is None or built.classes != classes or journal.place(folder, built) is None:
@@ -185,36 +209,43 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path, shard_plan: shards.Sha
             (now.source, now.label, now.bytes) != (then.source, then.label, then.bytes) for now, then in pairs):
         return False
     touched = [now for now, then in pairs if now.mtime_ns != then.mtime_ns or not then.sha256]
-    sums = dict(zip((now.source for now in touched), threads.map(lambda now: now.sha256 or _sum(root / now.source),
-                                                                    touched), strict=True))
+    digests = threads.map(lambda now: source_file.sha256_of(root, now), touched)
+    sums = dict(zip((now.source for now in touched), digests, strict=True))
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
         return False
     if touched:
-        sources = [then._replace(mtime_ns=shards.settled(now.mtime_ns)) for now, then in pairs]
+        sources = [then._replace(mtime_ns=source_file.settled(now.mtime_ns)) for now, then in pairs]
         journal.write(folder, built._replace(sources=sources))
     return True
-
-
-def _sum(path: pathlib.Path) -> str:
-    try:
-        return files.sha256_of(path)
-    except OSError:
-        return ''
 
 
 def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],
            classes: list[str], *, bad: int, total: int) -> None:
     """Builds these shards in the pool's processes; `bad` files of `total` were rejected before."""
     limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
-    jobs = [shards.Job(config.input_dir or config.tfds, str(folder), one, classes, storage_of(config),
-                       config.max_image_mib << 20, limits, config.on_bad_image) for one in plans]
-    with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar:
-        for _, rejected in pool.run(shards.build, jobs, lambda done: bar.update(min(done, bar.total) - bar.n)):
+    jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), config.max_image_mib << 20, limits,
+                       config.on_bad_image) for one in plans]
+    with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar, \
+            contextlib.closing(_built(config, pool, folder, jobs, bar)) as built:
+        for rejected in built:
             bad += rejected
             if bad > config.max_bad_fraction * total:
                 raise UserError(
                     f'{bad} of {total} files can become no record, which is more than --max_bad_fraction='
                     f'{config.max_bad_fraction}: see {_list_bad(folder)}; mend or remove them, or allow more.')
+
+
+def _built(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, jobs: list[shards.Job], bar: tqdm.tqdm
+           ) -> Iterator[int]:
+    """How many files each shard rejected, as shards are built."""
+    def look(done: int) -> None:
+        bar.update(min(done, bar.total) - bar.n)
+
+    if config.runner == 'local':
+        yield from (rejected for _, rejected in pool.run(shards.build, jobs, look))
+    elif jobs:
+        progress.say(f'building {len(jobs):,} shards with Apache Beam {config.beam_options}'.rstrip())
+        yield from beam_runner.build(folder, jobs, config.beam_options, _limits(config), look)
 
 
 def _list_bad(folder: pathlib.Path) -> pathlib.Path:

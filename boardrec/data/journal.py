@@ -5,6 +5,7 @@
       plan.json            the settings, how many shards each split has, and whether all of it is done
       SHARD                a shard that is built and waits for the others
       SHARD.json           what the shard of that name was made of, whether it waits here or is in its place
+      beam-ID/             where the workers of a Beam pipeline put what they build: see beam_runner
 """
 
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import shutil
 import socket
 from typing import Any, NamedTuple
 
@@ -21,6 +23,7 @@ from boardrec.data import files, records, scan
 from boardrec.data.records import Shard
 
 FOLDER = '.conversion'
+SUBFOLDER_PREFIX = 'beam-'
 _LOCK, _HOLDER, _PLAN, _VERSION = 'lock', 'holder', 'plan.json', 1
 
 
@@ -123,6 +126,16 @@ def write(folder: pathlib.Path, built: Built) -> None:
         file.write(json.dumps(values).encode() + b'\n')
 
 
+def take_over(folder: pathlib.Path, other: pathlib.Path, name: str) -> Built | None:
+    """Moves a shard and its journal here from another folder of the file system; None if they do not fit."""
+    built = read(other, name)
+    if built is None:
+        return None
+    for file in (name, f'{name}.json'):
+        files.commit_file(other / file, folder / file)
+    return built if place(folder, built) == folder / name else None
+
+
 def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
     """Where the shard of this journal lies, waiting or in its place; None if it was changed or is gone."""
     for path in (folder / built.shard.file, folder.parent / built.shard.file):
@@ -136,8 +149,10 @@ def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
 
 
 def forget(folder: pathlib.Path, *, but: set[str]) -> None:
-    """Removes what is known of shards, and shards that wait, other than those of these names."""
+    """Removes what is known of shards, and shards that wait, other than those of these names; and what Beam left."""
     for path in folder.iterdir():
         name = path.name.removesuffix('.json')
-        if path.name not in (_LOCK, _HOLDER, _PLAN) and not (records.is_shard_file(name) and name in but):
+        if path.name.startswith(SUBFOLDER_PREFIX):
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.name not in (_LOCK, _HOLDER, _PLAN) and not (records.is_shard_file(name) and name in but):
             path.unlink()

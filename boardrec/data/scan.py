@@ -1,7 +1,8 @@
 """Which files become records: where they are looked for, the split and class of each, what is refused.
 
-In: a folder, with class folders or a CSV file of labels. Out: each file, as found or as rejected with its reason. Where
-nothing else says a file's split, a hash of its path does, so that it stays there as others come and go.
+In: a folder, local or in an object store, with class folders or a CSV file of labels. Out: each file, as found or as
+rejected with its reason. Where nothing else says a file's split, a hash of its path does, so that it stays there as
+others come and go.
 """
 
 from collections import Counter
@@ -16,6 +17,7 @@ import unicodedata
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
+from boardrec.data import remote
 
 _CLASSES_SHOWN = 10
 _SYSTEM_FILES = {'.DS_Store', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini'}  # what file managers leave
@@ -58,8 +60,8 @@ class Rejection(NamedTuple):
 
 def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     """Finds the files below config.input_dir and what split and class each belongs to, sorted by path."""
-    root = pathlib.Path(config.input_dir)
-    regular, rejected = walk(root)
+    root = root_of(config.input_dir)
+    regular, rejected = _walk_remote(root) if isinstance(root, str) else walk(root)
     if not regular:
         raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there.')
@@ -74,6 +76,11 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
                         '{train,val,test}/CLASS/ there, or name a --labels_csv.')
     told = {item.source for item in rejected}
     return found, sorted(rejected + [item for item in others if item.source not in told])
+
+
+def root_of(input_dir: str) -> pathlib.Path | str:
+    """The input folder: a path, or the URL of one in an object store as it is."""
+    return input_dir if remote.is_url(input_dir) else pathlib.Path(input_dir)
 
 
 def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
@@ -96,7 +103,7 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
         subfolders.sort()
         for name in names:
             path = os.path.join(folder, name)
-            if name in _SYSTEM_FILES or name.startswith(_APPLE_DOUBLE):
+            if _is_system_file(name):
                 rejected.append(Rejection(relative(path), 'system file'))
                 continue
             try:
@@ -111,12 +118,24 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
     return sorted(regular), rejected
 
 
+def _walk_remote(url: str) -> tuple[list[File], list[Rejection]]:
+    """As `walk`, in an object store, which has objects only."""
+    found = remote.listing(url)
+    rejected = [Rejection(item.source, 'system file') for item in found if _is_system_file(item.source.split('/')[-1])]
+    system = {item.source for item in rejected}
+    return [File(*item) for item in found if item.source not in system], rejected
+
+
+def _is_system_file(name: str) -> bool:
+    return name in _SYSTEM_FILES or name.startswith(_APPLE_DOUBLE)
+
+
 def path_hash(salt: str, source: str) -> int:
     """A uniform 64-bit number from a path; the salt keeps the choice of split and of place independent."""
     return int.from_bytes(hashlib.sha256(salt.encode() + b'\0' + os.fsencode(source)).digest()[:8], 'big')
 
 
-def describe(root: pathlib.Path, found: list[Found], rejected: list[Rejection], classes: list[str], *,
+def describe(root: pathlib.Path | str, found: list[Found], rejected: list[Rejection], classes: list[str], *,
              unit: str = 'files') -> None:
     """Says what was found, and what of it looks like a slip."""
     of_class, of_split = Counter(item.label for item in found), Counter(item.split for item in found)
@@ -148,19 +167,21 @@ def check_classes(found: list[Found], classes: list[str], given: str) -> None:
                         'add some, or give the training split more with --splits.')
 
 
-def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[File]
+def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[File]
                 ) -> tuple[list[Found], list[Rejection]]:
-    folders = sorted(entry.name for entry in root.iterdir() if entry.is_dir())
-    train = root / 'train'
-    has_splits = train.is_dir() and any(entry.is_dir() for entry in train.iterdir())
+    folders = _subfolders(root, regular)
+    has_splits = 'train' in folders and bool(_subfolders(root, regular, 'train'))
     if has_splits and not set(folders) <= set(SPLITS):
         other = min(set(folders) - set(SPLITS))
         raise UserError(f'--input_dir={root} has train/, so its folders must be among train, val and test: '
                         f'rename or move away {other}/.')
     depth = 2 if has_splits else 1
-    tops = [(split, root / split) for split in folders] if has_splits else [(None, root)]
-    for _, top in tops:
-        _refuse_empty_classes(top, depth, regular, root)
+    filled = {pathlib.PurePath(source).parts[:depth] for source, *_ in regular}
+    for place in [(split,) for split in folders] if has_splits else [()]:
+        for name in _subfolders(root, regular, *place):
+            if (*place, name) not in filled:
+                raise UserError(f'{pathlib.Path(root, *place, name)}: a class with no images; put some there or remove '
+                                'the folder.')
     found, rejected = [], []
     for source, size, mtime_ns in regular:
         parts = pathlib.PurePath(source).parts
@@ -172,11 +193,12 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[File]
     return found, rejected
 
 
-def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[File], root: pathlib.Path) -> None:
-    filled = {pathlib.PurePath(source).parts[:depth] for source, *_ in regular}
-    for entry in sorted(top.iterdir()):
-        if entry.is_dir() and entry.relative_to(root).parts not in filled:
-            raise UserError(f'{entry}: a class with no images; put some there or remove the folder.')
+def _subfolders(root: pathlib.Path | str, regular: list[File], *place: str) -> list[str]:
+    """The folders in a folder of the root, by name. In an object store none is empty."""
+    if not isinstance(root, str):
+        return sorted(entry.name for entry in root.joinpath(*place).iterdir() if entry.is_dir())
+    paths, depth = (pathlib.PurePath(source).parts for source, *_ in regular), len(place)
+    return sorted({parts[depth] for parts in paths if parts[:depth] == place and len(parts) > depth + 1})
 
 
 def split_of(source: str, fractions: dict[str, float], group_by: str = '') -> str:

@@ -1,21 +1,16 @@
 """One shard: which files it is made of, and how a worker process makes it of them."""
 
 from collections.abc import Iterator
-import errno
-import hashlib
 import os
 import pathlib
-import time
 from typing import NamedTuple
 import warnings
 
 from boardrec import progress
 from boardrec.config import SPLITS, UserError
-from boardrec.data import journal, records, scan, workers
+from boardrec.data import journal, records, scan, source_file, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
-
-_SETTLED_NS = 2 * 10**9  # a file that was changed this recently may change again within a tick of its clock
 
 
 class ShardPlan(NamedTuple):
@@ -67,7 +62,7 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
             watch.begin(number)
             read = None
             try:
-                read = read_source(job.root, item, job.max_bytes)
+                read = source_file.read(job.root, item, job.max_bytes)
                 if number in skipped:
                     raise images.Rejected(skipped[number])
                 if read.data is None:
@@ -96,50 +91,6 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
 
 
 def prepare_worker() -> None:
+    """What a worker process does first."""
     progress.import_tensorflow()
     warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in rejected.csv
-
-
-class Read(NamedTuple):
-    """An image's bytes and what the journal says of them."""
-
-    data: bytes | None  # None: too many
-    bytes: int
-    mtime_ns: int
-    sha256: str
-
-
-def read_source(root: str, item: scan.Found, max_bytes: int) -> Read:
-    """Reads what was found. Raises OSError if it does not stay as it is."""
-    path = os.path.join(root, item.file)
-    return _read_file(path, max_bytes) if item.offset < 0 else _read_range(path, item, max_bytes)
-
-
-def _read_range(path: str, item: scan.Found, max_bytes: int) -> Read:
-    if item.bytes > max_bytes:
-        return Read(None, item.bytes, settled(item.mtime_ns), item.sha256)
-    with open(path, 'rb') as file:
-        file.seek(item.offset)
-        data = file.read(item.bytes)
-    if hashlib.sha256(data).hexdigest() != item.sha256:
-        raise OSError(errno.EBUSY, 'it is no longer what the scan read')
-    return Read(data, item.bytes, settled(item.mtime_ns), item.sha256)
-
-
-def _read_file(path: str, max_bytes: int) -> Read:
-    """Reads a file that stays as it is meanwhile. Raises OSError if it does not, twice."""
-    for _ in range(2):
-        with open(path, 'rb') as file:
-            before = os.fstat(file.fileno())
-            data = file.read() if before.st_size <= max_bytes else None
-            digest = hashlib.file_digest(file, 'sha256') if data is None else hashlib.sha256(data)
-            after = os.fstat(file.fileno())
-        read_bytes = before.st_size if data is None else len(data)
-        if (before.st_size, before.st_mtime_ns) == (read_bytes, after.st_mtime_ns):
-            return Read(data, read_bytes, settled(before.st_mtime_ns), digest.hexdigest())
-    raise OSError(errno.EBUSY, 'it changes while it is read')
-
-
-def settled(mtime_ns: int) -> int:
-    """A time of change by which the same file is known again; 0 if it is too recent for that."""
-    return mtime_ns if time.time_ns() - mtime_ns > _SETTLED_NS else 0

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boardrec import progress
-from boardrec.data import records, scan, shards, workers
+from boardrec.data import records, scan, source_file, workers
 from boardrec.data.records import Storage
 
 _SAMPLE = 64  # images at most
@@ -32,7 +32,7 @@ class Measured(NamedTuple):
     speedup: float  # how many times as fast a stored image is decoded to `decoded_size` as its source
 
 
-def say(root: pathlib.Path, sources: Sequence[scan.Found], manifest: records.Manifest,
+def say(root: pathlib.Path | str, sources: Sequence[scan.Found], manifest: records.Manifest,
         pool: workers.Pool) -> None:
     """Says what became of these sources, which are the records of the manifest."""
     storage, stored = manifest.storage, sum(shard.bytes for shard in manifest.shards)
@@ -61,7 +61,7 @@ def measure(root: str, sources: Sequence[scan.Found], storage: Storage) -> Measu
     prepared, errors, start = [], [], time.perf_counter()
     for source in sources:
         try:
-            one = images.prepare(shards.read_source(root, source, sys.maxsize).data, storage)
+            one = images.prepare(source_file.read(root, source, sys.maxsize).data, storage)
         except (OSError, images.Rejected):  # changed since it was converted
             continue
         again = images.decode_stored(one.stored, storage, *one.pixels.shape[:2]).numpy()
