@@ -219,10 +219,9 @@ def _in_order(photographs: Photographs, pairs: np.ndarray, differences: np.ndarr
 
 def _told(leaks: Leaks) -> str:
     first = next(leaks.rows())
-    count = f'{len(leaks.pairs):,} pair{"s" * (len(leaks.pairs) > 1)} of files'
-    dropped = '; training copies were dropped' if leaks.drops else ''
-    return (f'{count} hold the same photograph in two splits or under two labels, the first {first.source} and '
-            f'{first.other}{dropped}')
+    count, dropped = len(leaks.pairs), '; training copies are dropped' if leaks.drops else ''
+    return (f'{count:,} leak{"s" * (count > 1)} (the same photograph in two splits or under two labels), the first '
+            f'{first.source} and {first.other}{dropped}')
 
 
 def _marks(digests: np.ndarray, others: np.ndarray) -> np.ndarray:
