@@ -136,6 +136,9 @@ def _collect(found: Iterator[tuple[np.ndarray, np.ndarray, int]]) -> Found:
         cut += left_out + max(0, len(left) - (MOST_PAIRS - count))
         parts.append(np.stack([np.minimum(left, right), np.maximum(left, right)], axis=1)[:MOST_PAIRS - count])
         count += len(parts[-1])
+        if count == MOST_PAIRS:
+            cut += 1  # at least: the search ends here
+            break
     pairs = np.concatenate(parts)
     return Found(pairs[np.lexsort(pairs.T[::-1])], cut)
 

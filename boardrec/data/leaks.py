@@ -245,7 +245,7 @@ def _known(earlier: dict[str, Any], marks: np.ndarray) -> np.ndarray:
 def _read_compared(folder: pathlib.Path) -> dict[str, Any]:
     """What an earlier conversion compared; nothing if it did not, or by another measure."""
     try:
-        with np.load(folder / journal.COMPARED) as values:
+        with open(folder / journal.COMPARED, 'rb') as file, np.load(file) as values:
             compared = dict(values)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile):
         return {}
