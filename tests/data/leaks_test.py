@@ -18,7 +18,8 @@ def tree_sums(folder):
 
 
 def shard_stamps(folder):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir() if records.is_shard_file(path.name)}
+    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in folder.iterdir()
+            if records.is_shard_file(path.name)}
 
 
 def reasons(folder):
@@ -166,7 +167,8 @@ def test_fail_names_the_first_pair_and_leaves_the_set_as_it_was(converting):
     copied(images, 'train/a/0.png', 'test/a/copy.png')
     changed(images, 'train/a/1.png', 'train/b/other.jpg', quality=90)
     listed = out / journal.FOLDER / records.DUPLICATES
-    with pytest.raises(UserError, match=r'^--on_leak=fail: 2 leaks \(.*\), the first train/a/0.png and test/a/copy.png') as error:
+    told = r'^--on_leak=fail: 2 leaks \(.*\), the first train/a/0.png and test/a/copy.png'
+    with pytest.raises(UserError, match=told) as error:
         run(on_leak='fail')
     assert str(listed) in str(error.value)
     assert [found.other for found in records.read_duplicates(listed.parent)] == ['test/a/copy.png', 'train/b/other.jpg']
@@ -187,8 +189,8 @@ def test_a_class_that_loses_all_its_training_images_is_named(converting):
     images, out, run = converting
     for i in range(6):
         copied(images, f'train/b/{i}.png', f'test/b/copy{i}.png')
-    with pytest.raises(UserError, match="every training image of class 'b' was rejected or, by --on_leak=drop_from_train, "
-                                        'dropped: see'):
+    with pytest.raises(UserError, match="every training image of class 'b' was rejected or, by "
+                                        '--on_leak=drop_from_train, dropped: see'):
         run(on_leak='drop_from_train')
     assert not (out / records.MANIFEST).exists()
     run()
@@ -232,7 +234,8 @@ def test_a_leak_that_is_added_later_is_dropped_and_comes_back_with_the_copy_gone
     before = tree_sums(out)
     changed(images, 'train/a/0.png', 'test/a/later.jpg', quality=90)
     compared, real = [], leaks.compare
-    monkeypatch.setattr(leaks, 'compare', lambda task, *args: compared.extend(map(sorted, task[2])) or real(task, *args))
+    monkeypatch.setattr(
+        leaks, 'compare', lambda task, *args: compared.extend(map(sorted, task[2])) or real(task, *args))
     run(on_leak='drop_from_train')
     assert set(reasons(out)) == {'train/a/0.png', 'train/a/1.png'}
     assert compared == [['test/a/later.jpg', 'train/a/0.png']], 'the earlier pair is known'
