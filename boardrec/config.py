@@ -92,6 +92,10 @@ class ConvertConfig:
     max_bad_fraction: float = setting('give up once more than this share of the files can become no record', 0.05)
     on_bad_image: str = setting('what a file that can become no record does: it is rejected, or the command fails',
                                 'reject', ('reject', 'fail'))
+    on_leak: str = setting(
+        'what becomes of a photograph that lies in two splits or under two labels: it is listed (report), left out of '
+        'training, from either label if both copies are there (drop_from_train), or the command fails (fail)',
+        'report', ('report', 'drop_from_train', 'fail'))
     max_image_mib: int = setting('reject files of more MiB', 512)
     max_megapixels: float = setting('reject images of more megapixels, by their headers', 100.0)
     max_side: int = setting('reject images of more pixels a side', 65500)

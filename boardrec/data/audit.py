@@ -213,6 +213,12 @@ def _check_metadata(folder: pathlib.Path, manifest: Manifest) -> Iterator[str]:
         records.read_rejected(folder)
     except (OSError, ValueError, KeyError):
         yield f'{records.REJECTED}: is missing or damaged'
+    try:
+        records.read_duplicates(folder)
+    except FileNotFoundError:  # salvaged, or converted before there was such a list
+        pass
+    except (OSError, ValueError, TypeError):
+        yield f'{records.DUPLICATES}: is damaged'
     for name, split in manifest.splits.items():
         own = [shard for shard in manifest.shards if records.split_of(shard.file) == name]
         counts = Counter()

@@ -41,9 +41,9 @@ def check(options: str) -> None:
 
 def build(folder: pathlib.Path, jobs: Sequence[shards.Job], options: str, limits: workers.Limits,
           look: Callable[[int], None] = lambda _: None) -> Iterator[int]:
-    """Builds shards into a journal's folder; yields how many files each rejected. Closing it ends the pipeline.
+    """Builds shards into a journal's folder; yields how many files of each can be no record.
 
-    `look` is called with the number of images that are done. What a worker raised is raised here. Raises UserError if
+    Closing it ends the pipeline. `look` is called with the number of images that are done. What a worker raised is raised here. Raises UserError if
     the pipeline fails. What Beam says is in the journal's beam.log.
     """
     own = folder / f'{journal.SUBFOLDER_PREFIX}{secrets.token_hex(8)}'
@@ -62,7 +62,7 @@ def build(folder: pathlib.Path, jobs: Sequence[shards.Job], options: str, limits
                         (own / f'{name}{_JOB}').unlink(missing_ok=True)  # a second attempt has nothing to do
                         done += waiting.pop(name)
                         look(done)
-                        yield len(built.rejected())
+                        yield built.bad()
                 if has_ended and waiting:
                     raise _lacking(folder, len(waiting), launcher.returncode)
                 time.sleep(_POLL_SECONDS)

@@ -1,7 +1,7 @@
 """Built shards become a record set: they take their places, index and TFDS files follow, the manifest comes last."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 import os
 import pathlib
 
@@ -12,20 +12,26 @@ from boardrec.data.shards import ShardPlan
 
 
 def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans: list[ShardPlan],
-            rejected: list[scan.Rejection], classes: list[str], storage: Storage) -> tuple[records.Manifest, bool]:
-    """Makes the built shards a record set, the manifest last; whether there was anything to do for that."""
-    shards, counts, rejected = {}, {}, list(rejected)
+            rejected: list[scan.Rejection], duplicates: Callable[[], Iterable[records.Duplicate]], classes: list[str],
+            storage: Storage) -> tuple[records.Manifest, bool]:
+    """Makes the built shards a record set, the manifest last; whether there was anything to do for that.
+
+    `duplicates` gives the rows of duplicates.csv.
+    """
+    shards, counts, rejected, dropped = {}, {}, list(rejected), Counter()
     for one in plans:
         built = journal.read(folder, one.file)
         shards[one.file] = built.shard
         counts.setdefault(one.split, Counter()).update(built.shard.class_counts)
         rejected += built.rejected()
+        dropped.update(item.label for item in built.sources if item.is_dropped)
     rejected.sort()
     trained = counts.get('train', {})
     lacking = [name for name in classes if not trained.get(name)]
     if lacking:
         records.write_rejected(folder, rejected)
-        raise UserError(f'every training image of class {lacking[0]!r} was rejected: see '
+        why = ' or, by --on_leak=drop_from_train, dropped' if dropped[lacking[0]] else ''
+        raise UserError(f'every training image of class {lacking[0]!r} was rejected{why}: see '
                         f'{folder / records.REJECTED}.')
     plans = [one for one in plans if counts[one.split].total()]  # TFDS reads no empty split
     splits = {split: records.Split(counts[split].total(), sum(one.split == split for one in plans), dict(counts[split]))
@@ -35,11 +41,12 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
         class_names=classes, encoding=storage.encoding, image_size=size, resize=storage.resize, quality=storage.quality,
         splits=splits, shards=[shards[one.file] for one in plans],
         index_sha256=records.index_sha256(_rows(folder, plans)))
-    if _is_there(output, folder, manifest, rejected):
+    if _is_there(output, folder, manifest, rejected, duplicates):
         return manifest, False
     # From here to the end there is no manifest: a reader finds no set rather than half of two.
     (output / records.MANIFEST).unlink(missing_ok=True)
-    keep = {one.file for one in plans} | {records.INDEX, records.REJECTED, *records.TFDS_FILES, journal.FOLDER}
+    keep = {one.file for one in plans} | {
+        records.INDEX, records.REJECTED, records.DUPLICATES, *records.TFDS_FILES, journal.FOLDER}
     for path in output.iterdir():
         if path.name not in keep:
             path.unlink()
@@ -48,6 +55,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
         if place.parent == folder:
             os.replace(place, output / one.file)
     records.write_rejected(output, rejected)
+    records.write_duplicates(output, duplicates())
     records.write_index(output, _rows(folder, plans))
     pool.call(records.write_tfds_metadata, output, manifest)  # a worker, because TFDS imports TensorFlow
     records.write_manifest(output, manifest)
@@ -55,12 +63,13 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
 
 
 def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Manifest,
-              rejected: list[scan.Rejection]) -> bool:
+              rejected: list[scan.Rejection], duplicates: Callable[[], Iterable[records.Duplicate]]) -> bool:
     """Whether all of the set is in its place already."""
     try:
         return (records.read_manifest(output) == manifest
                 and files.sha256_of(output / records.INDEX) == manifest.index_sha256
                 and records.read_rejected(output) == [tuple(row) for row in rejected]
+                and files.sha256_of(output / records.DUPLICATES) == records.duplicates_sha256(duplicates())
                 and all((output / name).is_file() for name in records.TFDS_FILES)
                 and all(journal.place(folder, journal.read(folder, shard.file)) == output / shard.file
                         for shard in manifest.shards))

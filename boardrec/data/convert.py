@@ -23,6 +23,7 @@ from boardrec.data import (
     commit,
     files,
     journal,
+    leaks,
     records,
     remote,
     scan,
@@ -76,12 +77,17 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
             journal.write_plan(folder, now)
         if current and to_build:
             progress.say(f'{len(current):,} of {len(plans):,} shards are up to date')
-        bad = sum(len(journal.read(folder, name).rejected()) for name in current)
         storage = storage_of(config)
-        _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
-        manifest, changed = commit.commit(pool, output, folder, plans, rejected, classes, storage)
+        _build(config, pool, folder, plans, to_build, classes, {})
+        leaked = leaks.find(config, pool, folder, plans, classes)
+        to_rebuild = leaks.to_rebuild(folder, plans, leaked.dropped())
+        if to_rebuild:
+            journal.write_plan(folder, now)
+            _build(config, pool, folder, plans, to_rebuild, classes, leaked.dropped())
+        manifest, changed = commit.commit(pool, output, folder, plans, rejected, leaked.rows, classes, storage)
         if changed:
             _describe(output, manifest)
+            leaks.say(leaked, output)
         else:
             progress.say(f'{output} holds these images already; nothing to do.')
         if to_build and storage != records.KEEP:
@@ -144,7 +150,7 @@ def _check_output(output: pathlib.Path) -> None:
 
 
 def _is_ours(name: str) -> bool:
-    known = (records.MANIFEST, records.INDEX, records.REJECTED, *records.TFDS_FILES, journal.FOLDER)
+    known = (records.MANIFEST, records.INDEX, records.REJECTED, records.DUPLICATES, *records.TFDS_FILES, journal.FOLDER)
     return name in known or records.is_shard_file(name) or name.startswith(files.TEMPORARY_PREFIX)
 
 
@@ -220,14 +226,17 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shar
 
 
 def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],
-           classes: list[str], *, bad: int, total: int) -> None:
-    """Builds these shards in the pool's processes; `bad` files of `total` were rejected before."""
-    limits = (round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
-    jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), config.max_image_mib << 20, limits,
-                       config.on_bad_image) for one in plans]
-    with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar, \
-            contextlib.closing(_built(config, pool, folder, jobs, bar)) as built:
-        for rejected in built:
+           to_build: list[shards.ShardPlan], classes: list[str], dropped: dict[str, str]) -> None:
+    """Builds some of the plan's shards; `dropped` files become no records, for these reasons."""
+    total, built = sum(len(one.found) for one in plans), {one.file for one in plans} - {one.file for one in to_build}
+    bad = sum(journal.read(folder, name).bad() for name in built)
+    max_bytes, *limits = shards.limits_of(config)
+    jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), max_bytes, tuple(limits),
+                       config.on_bad_image, {item.source: dropped[item.source] for item in one.found
+                                             if item.source in dropped}) for one in to_build]
+    with progress.bar('converting', total=sum(len(one.found) for one in to_build), unit='images') as bar, \
+            contextlib.closing(_built(config, pool, folder, jobs, bar)) as rejections:
+        for rejected in rejections:
             bad += rejected
             if bad > config.max_bad_fraction * total:
                 raise UserError(

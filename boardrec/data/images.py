@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageOps
 import tensorflow as tf
 
+from boardrec.data import perceptual
 from boardrec.data.records import Storage
 
 DECODE_VERSION = 3  # raise it with every change of what `decode` returns: cached features depend on it
@@ -53,6 +54,7 @@ class Prepared(NamedTuple):
     normalised: bytes  # as `normalise` returns
     pixels: np.ndarray | None  # uint8 [H, W, 3], resized; None where the normalised bytes are kept
     stored: bytes  # what the record holds
+    perceptual_hash: int  # 64 bits, of all its pixels
 
 
 def decode(encoded: tf.Tensor, height: int, width: int, box: tf.Tensor | None = None) -> tf.Tensor:
@@ -97,11 +99,19 @@ def normalise(data: bytes, limits: Limits = Limits()) -> bytes:  # noqa: B008 (i
 
 def prepare(data: bytes, storage: Storage, limits: Limits = Limits()) -> Prepared:  # noqa: B008 (immutable)
     """Makes an image file what a record holds of it. Raises Rejected as `normalise`."""
-    normalised, pixels = _normalise(data, limits)
+    normalised, tensor = _normalise(data, limits)
+    pixels = np.asarray(memoryview(tensor))  # .numpy() would copy
+    perceptual_hash = perceptual.hash_of(pixels)
     if storage.encoding == 'keep':
-        return Prepared(normalised, None, normalised)
-    resized = resize(pixels.numpy(), storage)
-    return Prepared(normalised, resized, _encode(resized, storage))
+        return Prepared(normalised, None, normalised, perceptual_hash)
+    resized = resize(pixels, storage)
+    return Prepared(normalised, resized, _encode(resized, storage), perceptual_hash)
+
+
+def thumbnail(data: bytes, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 (immutable)
+    """An image file as perceptual.difference compares it, uint8 [H, W, 3]. Raises Rejected as `normalise`."""
+    image = Image.fromarray(np.asarray(memoryview(_normalise(data, limits)[1])))
+    return np.asarray(image.resize((perceptual.THUMBNAIL,) * 2, Image.Resampling.BILINEAR))
 
 
 def resize(pixels: np.ndarray, storage: Storage) -> np.ndarray:

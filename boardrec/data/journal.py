@@ -6,6 +6,7 @@
       SHARD                a shard that is built and waits for the others
       SHARD.json           what the shard of that name was made of, whether it waits here or is in its place
       beam-ID/             where the workers of a Beam pipeline put what they build: see beam_runner
+      compared.npz         which images were compared with which, for being the same photograph
 """
 
 from collections.abc import Iterator
@@ -22,8 +23,7 @@ from boardrec.config import UserError
 from boardrec.data import files, records, scan
 from boardrec.data.records import Shard
 
-FOLDER = '.conversion'
-SUBFOLDER_PREFIX = 'beam-'
+FOLDER, COMPARED, SUBFOLDER_PREFIX = '.conversion', 'compared.npz', 'beam-'
 _LOCK, _HOLDER, _PLAN, _VERSION = 'lock', 'holder', 'plan.json', 1
 
 
@@ -37,6 +37,12 @@ class Source(NamedTuple):
     sha256: str  # of its bytes; '' if they could not be read
     offset: int  # of its record; -1 if it was rejected
     reason: str  # for which it was
+    perceptual_hash: str  # of its pixels, 16 hexadecimal digits; '' if they could not be decoded
+
+    @property
+    def is_dropped(self) -> bool:
+        """Whether it could be a record, and is none because it is the same photograph as another."""
+        return self.offset < 0 and self.perceptual_hash != ''
 
 
 class Built(NamedTuple):
@@ -55,6 +61,14 @@ class Built(NamedTuple):
     def rejected(self) -> list[scan.Rejection]:
         """Those that are not."""
         return [scan.Rejection(item.source, item.reason, item.sha256) for item in self.sources if item.offset < 0]
+
+    def dropped(self) -> dict[str, str]:
+        """Those of them that could be records, with the reason."""
+        return {item.source: item.reason for item in self.sources if item.is_dropped}
+
+    def bad(self) -> int:
+        """How many could not."""
+        return sum(item.offset < 0 and not item.is_dropped for item in self.sources)
 
 
 class Plan(NamedTuple):
@@ -154,5 +168,5 @@ def forget(folder: pathlib.Path, *, but: set[str]) -> None:
         name = path.name.removesuffix('.json')
         if path.name.startswith(SUBFOLDER_PREFIX):
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in (_LOCK, _HOLDER, _PLAN) and not (records.is_shard_file(name) and name in but):
+        elif path.name not in (_LOCK, _HOLDER, _PLAN, COMPARED) and not (records.is_shard_file(name) and name in but):
             path.unlink()

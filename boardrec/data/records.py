@@ -5,6 +5,7 @@
       boardrec-SPLIT.tfrecord-00000-of-00002   shards with TFDS names: TFRecord files of tf.train.Example
       index.jsonl                              one JSON object a record, in record_id order
       rejected.csv                             source,reason,sha256 of each file that became no record
+      duplicates.csv                           a line for each two files that are the same photograph, see Duplicate
       dataset_info.json, features.json, ...    so that tfds.builder_from_directory reads the folder
 
 An Example holds image (bytes), label (int64), source_id (the path relative to the input root) and sha256 (of the
@@ -37,7 +38,7 @@ BLOCK_RECORDS = 32  # consecutive records that are read together: 20,500 records
 DATASET_NAME = 'boardrec'
 LABELS = 'label.labels.txt'  # a class a line
 TFDS_FILES = ('dataset_info.json', 'features.json', LABELS)
-MANIFEST, INDEX, REJECTED = 'manifest.json', 'index.jsonl', 'rejected.csv'
+MANIFEST, INDEX, REJECTED, DUPLICATES = 'manifest.json', 'index.jsonl', 'rejected.csv', 'duplicates.csv'
 FRAMING_BYTES = 16  # a TFRecord is: uint64 length, uint32 CRC of it, the bytes, uint32 CRC of them
 
 
@@ -72,6 +73,20 @@ class Row(NamedTuple):
     label: str
     shard: str
     offset: int  # bytes from the shard's start to the record's framing
+
+
+class Duplicate(NamedTuple):
+    """What duplicates.csv says of two files that lie in two splits or under two labels, in this order of columns."""
+
+    source: str
+    split: str
+    label: str
+    other: str
+    other_split: str
+    other_label: str
+    kind: str  # same: equal bytes; near: nearly equal pixels
+    distance: str  # perceptual.difference of them, as a decimal number
+    action: str  # reported; dropped: source became no record; both dropped
 
 
 @dataclasses.dataclass(frozen=True)
@@ -290,6 +305,31 @@ def read_rejected(folder: pathlib.Path) -> list[tuple[str, str, str]]:
     """The rows of RECORDS/rejected.csv."""
     with open(folder / REJECTED, encoding='utf-8', errors='surrogateescape', newline='') as file:
         return [(row['source'], row['reason'], row['sha256']) for row in csv.DictReader(file)]
+
+
+def write_duplicates(folder: pathlib.Path, rows: Iterable[Duplicate]) -> None:
+    """Writes RECORDS/duplicates.csv."""
+    with files.atomic_write(folder / DUPLICATES) as file:
+        file.writelines(_duplicates_lines(rows))
+
+
+def duplicates_sha256(rows: Iterable[Duplicate]) -> str:
+    """The sha256 of a duplicates.csv of these rows."""
+    digest = hashlib.sha256()
+    for line in _duplicates_lines(rows):
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _duplicates_lines(rows: Iterable[Duplicate]) -> Iterator[bytes]:
+    yield ','.join(Duplicate._fields).encode() + b'\n'
+    yield from (csv_line(*row) for row in rows)
+
+
+def read_duplicates(folder: pathlib.Path) -> list[Duplicate]:
+    """The rows of RECORDS/duplicates.csv."""
+    with open(folder / DUPLICATES, encoding='utf-8', errors='surrogateescape', newline='') as file:
+        return [Duplicate(**row) for row in csv.DictReader(file)]
 
 
 def csv_line(*values: str) -> bytes:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import warnings
 
 from boardrec import progress
-from boardrec.config import SPLITS, UserError
+from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import journal, records, scan, source_file, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
@@ -32,6 +32,12 @@ class Job(NamedTuple):
     max_bytes: int  # of a file
     limits: tuple[int, int, float]  # images.Limits, of which this process knows nothing
     on_bad_image: str
+    dropped: dict[str, str] = {}  # noqa: RUF012 (never changed) sources that are to become no record, with the reason
+
+
+def limits_of(config: ConvertConfig) -> tuple[int, int, int, float]:
+    """What an image may have: bytes, then as images.Limits says."""
+    return config.max_image_mib << 20, round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio
 
 
 def plan(found: list[scan.Found], shard_bytes: int, counts: dict[str, int] | None = None) -> list[ShardPlan]:
@@ -53,41 +59,42 @@ def plan(found: list[scan.Found], shard_bytes: int, counts: dict[str, int] | Non
 
 
 def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
-    """Builds one shard and its journal, in a worker process; returns how many files it rejected."""
+    """Builds one shard and its journal, in a worker process; returns how many files can be no record."""
     from boardrec.data import images  # imports TensorFlow: workers only
     folder, sources = pathlib.Path(job.folder), []
 
     def examples() -> Iterator[records.Example]:
         for number, item in enumerate(job.plan.found):
             watch.begin(number)
-            read = None
+            read, perceptual_hash = None, ''
             try:
                 read = source_file.read(job.root, item, job.max_bytes)
                 if number in skipped:
                     raise images.Rejected(skipped[number])
                 if read.data is None:
                     raise images.Rejected(f'too large: {read.bytes} bytes, at most {job.max_bytes}')
-                image = images.prepare(read.data, job.storage, images.Limits(*job.limits)).stored
+                image = images.prepare(read.data, job.storage, images.Limits(*job.limits))
             except images.Rejected as error:
                 reason = str(error)
             except OSError as error:
                 reason = f'unreadable: {error.strerror}'
             else:
-                reason = ''
+                reason, perceptual_hash = job.dropped.get(item.source, ''), f'{image.perceptual_hash:016x}'
             watch.end()
             stamp = (read.bytes, read.mtime_ns, read.sha256) if read else (item.bytes, item.mtime_ns, '')
-            sources.append(Source(item.source, item.label, *stamp, offset=-1, reason=reason))
+            sources.append(Source(item.source, item.label, *stamp, -1, reason, perceptual_hash))
             if not reason:
-                yield records.Example(image, job.classes.index(item.label), item.source, read.sha256)
-            elif job.on_bad_image == 'fail':
+                yield records.Example(image.stored, job.classes.index(item.label), item.source, read.sha256)
+            elif job.on_bad_image == 'fail' and not perceptual_hash:
                 raise UserError(f'{os.path.join(job.root, item.source)}: {reason} (--on_bad_image=fail).')
 
     shard, offsets = records.write_shard(folder / job.plan.file, examples(), job.classes)
     of_record = iter(offsets)
     sources = [item if item.reason else item._replace(offset=next(of_record)) for item in sources]
     mtime_ns = (folder / job.plan.file).stat().st_mtime_ns
-    journal.write(folder, Built(job.plan.split, job.classes, shard, mtime_ns, sources))
-    return len(sources) - len(offsets)
+    built = Built(job.plan.split, job.classes, shard, mtime_ns, sources)
+    journal.write(folder, built)
+    return built.bad()
 
 
 def prepare_worker() -> None:

@@ -327,6 +327,7 @@ def test_how_images_are_stored_is_found_out(image_folder, convert_here, tmp_path
     ('dataset_info.json', '{"splits": []}', 'dataset_info.json: does not count the records as manifest.json'),
     ('features.json', '[]', 'features.json: is missing or damaged'),
     ('rejected.csv', 'a,b\n1,2\n', 'rejected.csv: is missing or damaged'),
+    ('duplicates.csv', 'a,b\n1,2\n', 'duplicates.csv: is damaged'),
     ('boardrec-train.tfrecord-00000-of-00099', '', 'boardrec-train.tfrecord-00000-of-00099: is no shard of the '
                                                    'manifest')])
 def test_what_no_sum_covers_is_checked(copy, name, content, told):
