@@ -81,10 +81,11 @@ def main() -> None:
             if name not in args.scenarios.split(','):
                 continue
             faults = [Fault(process, call, k, effect) for process in args.processes.split(',')
-                      for call, numbers in touching(scenario, pathlib.Path(folder, 'counted'), process).items()
-                      for k in numbers[::args.every] for effect in args.faults.split(',')
-                      if call in args.calls.split(',')]
-            outputs = [pathlib.Path(folder, name, '-'.join(map(str, fault)).replace('=', '-')) for fault in faults]
+                      for found in [touching(scenario, pathlib.Path(folder, 'counted'), process)]
+                      for call in args.calls.split(',') for k in found.get(call, [])[::args.every]
+                      for effect in args.faults.split(',')]
+            outputs = [pathlib.Path(folder, f'{name}_disturbed', '-'.join(map(str, fault)).replace('=', '-'))
+                       for fault in faults]
             with concurrent.futures.ThreadPoolExecutor(args.jobs) as threads:
                 disturbed = threads.map(disturb, [scenario] * len(faults), faults, outputs)
                 for fault, output, done in zip(faults, outputs, disturbed, strict=True):
@@ -186,7 +187,7 @@ def what_is_wrong(scenario: Scenario, fault: Fault, output: pathlib.Path, done: 
     if killed and fault.process == 'parent':
         if done.returncode not in (-9, 137):
             return f'was not killed, but ended with {done.returncode}'
-    elif done.returncode and (killed or done.returncode != 2 or not re.fullmatch('error: .+\n', done.stderr)):
+    elif done.returncode and (killed or done.returncode != 2 or not re.search('^error: .+\n\\Z', done.stderr, re.M)):
         return f'ended with {done.returncode}: {done.stderr.strip()}'
     wanted = [sums(scenario.after)] + ([sums(scenario.before)] if scenario.before else [])
     if done.returncode == 0 and sums(output) != wanted[0]:

@@ -32,7 +32,7 @@ HEAVY = ['tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
 LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
          'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal', 'boardrec.data.workers',
          'boardrec.data.shards', 'boardrec.data.commit', 'boardrec.data.convert', 'boardrec.data.storage_report',
-         'boardrec.data.framing', 'boardrec.data.audit', 'boardrec.train', 'boardrec.evaluate',
+         'boardrec.data.framing', 'boardrec.data.audit', 'boardrec.data.salvage', 'boardrec.train', 'boardrec.evaluate',
          'boardrec.predict', 'boardrec.export', 'boardrec.training.feature_store',
          'tools/make_records.py', 'tools/inspect_features.py']
 

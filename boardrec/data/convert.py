@@ -52,7 +52,7 @@ def convert(config: ConvertConfig) -> records.Manifest:
             journal.write_plan(folder, now)
         if current and to_build:
             progress.say(f'{len(current):,} of {len(plans):,} shards are up to date')
-        bad = sum(len(journal.read(folder, name).rejected()) for name in current)
+        bad = sum(len(journal.load(folder, name).rejected()) for name in current)
         storage, limits = storage_of(config), workers.Limits(config.seconds_an_image, _WORKER_BYTES)
         with workers.Pool(config.workers or os.cpu_count() or 1, limits, shards.prepare_worker) as pool:
             _build(config, pool, folder, to_build, classes, bad=bad, total=len(found))
