@@ -5,18 +5,23 @@ makes the k-th one of the parent, or of its first worker, fail with ENOSPC or EI
 folder then holds must be the old record set, the new one or none: as that is looked at between any two calls, it is
 what a reader can see at any time. Then the command runs undisturbed and must leave the bytes of a run that was never
 disturbed. A worker that is killed is no reason for the command to fail at all.
+Workers are forked by a server that has imported TensorFlow, for each would take five seconds for that.
 """
 
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-import concurrent.futures
 import contextlib
+import ctypes
+import functools
 import hashlib
 import io
+import json
+import multiprocessing
+from multiprocessing import forkserver
+import os
 import pathlib
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -26,24 +31,18 @@ from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+import psutil
 
+from boardrec import cli
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import convert, files, journal, records, shards, workers
 
-TOOL = pathlib.Path(__file__).parents[1] / 'tools' / 'make_records.py'
-CALLS = ('write', 'rename', 'fsync', 'unlink', 'openat', 'mkdir')
+CALLS = ('write', 'rename', 'fsync', 'unlink', 'mkdir', 'openat')
 FAULTS = ('signal=SIGKILL', 'error=ENOSPC', 'error=EIO')
 PROCESSES = ('parent', 'worker')
 TIMEOUT_SECONDS = 300
-_IN_WORKER = """
-import sys
-from multiprocessing import spawn
-from boardrec import cli
-from boardrec.config import ConvertConfig
-from boardrec.data import convert
-spawn.set_executable(sys.argv.pop(1))
-cli.run(convert.convert, ConvertConfig)
-"""
+_COMMAND = 'convert'  # begins the arguments of a process that this script starts
+_PR_SET_PTRACER = 0x59616d61  # lets a child process trace this one
 
 
 class Scenario(NamedTuple):
@@ -72,39 +71,38 @@ def main() -> None:
     parser.add_argument('--calls', default=','.join(CALLS))
     parser.add_argument('--faults', default=','.join(FAULTS))
     parser.add_argument('--every', type=int, default=1, help='take every n-th k only')
-    parser.add_argument('--jobs', type=int, default=2, help='conversions at once')
     args = parser.parse_args()
     start, counts = time.monotonic(), Counter()
     limits = workers.Limits()
     with tempfile.TemporaryDirectory() as folder, workers.Pool(1, limits, shards.prepare_worker) as pool:
-        for name, scenario in scenarios(pathlib.Path(folder), pool).items():
-            if name not in args.scenarios.split(','):
-                continue
-            faults = [Fault(process, call, k, effect) for process in args.processes.split(',')
-                      for found in [touching(scenario, pathlib.Path(folder, 'counted'), process)]
-                      for call in args.calls.split(',') for k in found.get(call, [])[::args.every]
-                      for effect in args.faults.split(',')]
-            outputs = [pathlib.Path(folder, f'{name}_disturbed', '-'.join(map(str, fault)).replace('=', '-'))
-                       for fault in faults]
-            with concurrent.futures.ThreadPoolExecutor(args.jobs) as threads:
-                disturbed = threads.map(disturb, [scenario] * len(faults), faults, outputs)
-                for fault, output, done in zip(faults, outputs, disturbed, strict=True):
-                    problem = what_is_wrong(scenario, fault, output, done) or mend(scenario, output, pool)
-                    counts[name, fault.process, fault.effect, 'not mended' if problem else 'mended'] += 1
-                    print(f'{name}: {fault.effect} at {fault.call} {fault.k} of the {fault.process}: '
-                          f'{problem or "mended"}', flush=True)
-                    shutil.rmtree(output)
+        known, number = scenarios(pathlib.Path(folder), pool), 0
+        for name in args.scenarios.split(','):
+            for fault in faults_of(known[name], pathlib.Path(folder, 'counted'), args):
+                output, number = pathlib.Path(folder, 'disturbed', str(number)), number + 1
+                done = disturb(known[name], fault, output)
+                problem = what_is_wrong(known[name], fault, output, done) or mend(known[name], output, pool)
+                counts[name, fault.process, fault.effect, 'not mended' if problem else 'mended'] += 1
+                print(f'{name}: {fault.effect} at {fault.call} {fault.k} of the {fault.process}: '
+                      f'ended with {done.returncode}; {problem or "mended"}', flush=True)
+                shutil.rmtree(output)
     for key, count in counts.items():
         print(f'{count:4} {" ".join(key)}')
     print(f'{counts.total()} faults, {time.monotonic() - start:.0f} s')
     sys.exit(any('not mended' in key for key in counts))
 
 
+def faults_of(scenario: Scenario, output: pathlib.Path, args: argparse.Namespace) -> Iterator[Fault]:
+    """The faults to try."""
+    for process in args.processes.split(','):
+        found = touching(scenario, output, process)
+        for call in args.calls.split(','):
+            yield from (Fault(process, call, k, effect) for k in found.get(call, [])[::args.every]
+                        for effect in args.faults.split(','))
+
+
 def scenarios(folder: pathlib.Path, pool: workers.Pool) -> dict[str, Scenario]:
     """A new set; one that grows, where both of its shards change; and one that is made anew with other settings."""
-    images, more = make_images(folder / 'images'), make_images(folder / 'more')
-    make_image(more / 'train' / 'a' / '0.png', seed=10)
-    make_image(more / 'val' / 'b' / '9.png', seed=11)
+    images, more = make_image_folders(folder)
     found = {'new': Scenario(images, {}, None, folder / 'set')}
     found['more'] = Scenario(more, {}, folder / 'set', folder / 'set_of_more')
     found['overwrite'] = Scenario(images, {'overwrite': True, 'encoding': 'png', 'image_size': '16'}, folder / 'set',
@@ -116,11 +114,15 @@ def scenarios(folder: pathlib.Path, pool: workers.Pool) -> dict[str, Scenario]:
     return found
 
 
-def make_images(folder: pathlib.Path) -> pathlib.Path:
-    """Six small images of two classes, in two splits, hence in two shards."""
-    for number in range(6):
-        make_image(folder / ('train', 'val')[number > 3] / 'ab'[number % 2] / f'{number}.png', seed=number)
-    return folder
+def make_image_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path]:
+    """Six small images of two classes, in two splits, hence in two shards; and these with one changed and one added."""
+    for name in ('images', 'more'):
+        for number in range(6):
+            split, label = ('train', 'val')[number > 3], 'ab'[number % 2]
+            make_image(folder / name / split / label / f'{number}.png', seed=number)
+    make_image(folder / 'more' / 'train' / 'a' / '0.png', seed=10)
+    make_image(folder / 'more' / 'val' / 'b' / '9.png', seed=11)
+    return folder / 'images', folder / 'more'
 
 
 def make_image(path: pathlib.Path, seed: int) -> None:
@@ -134,15 +136,23 @@ def touching(scenario: Scenario, output: pathlib.Path, process: str) -> dict[str
     log, numbers, counts = output.with_suffix('.strace'), {}, Counter()
     done = run(scenario, output, process, ['-y', '-o', str(log), '-e', f'trace={",".join(CALLS)}'])
     assert done.returncode == 0, done.stderr
-    main_thread = re.match(r'(\d+ +)?', log.read_text())[0]  # with -f, lines begin with the thread's number
-    for line in log.read_text(errors='replace').splitlines():
-        call = re.match(rf'{main_thread}(\w+)\(', line)
+    lines = [(line if process == 'parent' else line.partition(' ')[2]).lstrip()
+             for line in log.read_text(errors='replace').splitlines()
+             if process == 'parent' or line.startswith(main_thread(log, output))]
+    for line in lines:
+        call = re.match(r'(\w+)\(', line)
         if call:
             counts[call[1]] += 1
             if str(output) in line:
                 numbers.setdefault(call[1], []).append(counts[call[1]])
     shutil.rmtree(output)
     return numbers
+
+
+def main_thread(log: pathlib.Path, output: pathlib.Path) -> str:
+    """The number, with a blank, of the one thread of a worker that writes."""
+    first, = {line.split()[0] for line in log.read_text(errors='replace').splitlines() if str(output) in line}
+    return f'{first} '
 
 
 def disturb(scenario: Scenario, fault: Fault, output: pathlib.Path) -> subprocess.CompletedProcess:
@@ -157,28 +167,46 @@ def run(scenario: Scenario, output: pathlib.Path, process: str, strace: list[str
     if scenario.before:
         shutil.copytree(scenario.before, output)
     flags = [f'--{name}={value}' for name, value in settings(scenario, output).items()]
+    server = forkserver._forkserver
+    forkserver.set_forkserver_preload(['tensorflow_datasets', 'boardrec.data.images'])
+    server.ensure_running()
     strace = ['strace', '-qq', *strace]
-    if process == 'parent':
-        return _run([*strace, sys.executable, str(TOOL), *flags])
-    # Started in place of Python: the first worker is traced, by a process that is no parent of it.
-    script, python = output.with_suffix('.sh'), shlex.quote(sys.executable)
-    script.write_text(
-        '#!/bin/sh\n'
-        f'case "$*" in *spawn_main*) mkdir {shlex.quote(str(output))}.traced 2>/dev/null && '
-        f'exec {shlex.join([*strace, "-D", "-f", "--seccomp-bpf"])} {python} "$@";; esac\nexec {python} "$@"\n')
-    script.chmod(0o755)
-    done = _run([sys.executable, '-c', _IN_WORKER, str(script), *flags])
-    pathlib.Path(f'{output}.traced').rmdir()
+    command = [*(strace if process == 'parent' else ()), sys.executable, __file__, _COMMAND, server._forkserver_address,
+               f'{output}.traced', json.dumps([] if process == 'parent' else strace), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
+    while psutil.Process(server._forkserver_pid).children():  # a worker that has yet to notice that the parent is dead
+        time.sleep(0.01)
     return done
+
+
+def disturbed_command(address: str, first: str, strace: str, *flags: str) -> None:
+    """tools/make_records.py with workers that the server forks, of which the first puts itself under strace."""
+    server = forkserver._forkserver
+    server._forkserver_address, server._forkserver_alive_fd = address, os.pipe()[1]
+    server.ensure_running = lambda: None
+    context, pool = multiprocessing.get_context('forkserver'), workers.Pool
+    multiprocessing.get_context = lambda _: context
+    if json.loads(strace):
+        workers.Pool = lambda count, limits, _: pool(
+            count, limits, functools.partial(prepare_traced, json.loads(strace), first))
+    cli.run(convert.convert, ConvertConfig, ['make_records', *flags])
+
+
+def prepare_traced(strace: list[str], first: str) -> None:
+    """Prepares a worker and, if there is no folder `first` yet, puts it under strace."""
+    shards.prepare_worker()
+    with contextlib.suppress(FileExistsError):
+        os.mkdir(first)
+        ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1))
+        tracer = subprocess.Popen([*strace, '-f', '-p', str(os.getpid())])
+        while 'TracerPid:\t0\n' in pathlib.Path('/proc/self/status').read_text():
+            assert tracer.poll() is None, 'strace may not trace'
+            time.sleep(0.01)
 
 
 def settings(scenario: Scenario, output: pathlib.Path) -> dict[str, str | int | bool]:
     """The settings of a scenario's conversion into a folder, by flag."""
     return {'input_dir': str(scenario.images), 'output_dir': str(output), 'workers': 1, **scenario.settings}
-
-
-def _run(command: list[str]) -> subprocess.CompletedProcess:
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=TIMEOUT_SECONDS)
 
 
 def what_is_wrong(scenario: Scenario, fault: Fault, output: pathlib.Path, done: subprocess.CompletedProcess) -> str:
@@ -236,4 +264,7 @@ def _set_files(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 if __name__ == '__main__':
-    main()
+    if sys.argv[1:2] == [_COMMAND]:
+        disturbed_command(*sys.argv[2:])
+    else:
+        main()
