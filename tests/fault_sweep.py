@@ -213,8 +213,8 @@ def what_is_wrong(scenario: Scenario, fault: Fault, output: pathlib.Path, done: 
     """What a fault has led to that it may not lead to; '' if nothing has."""
     killed = 'SIGKILL' in fault.effect
     if killed and fault.process == 'parent':
-        if done.returncode not in (-9, 137):
-            return f'was not killed, but ended with {done.returncode}'
+        if done.returncode not in (-9, 137, 0):  # 0: a line that tells the progress came between, and it got through
+            return f'was not killed, but ended with {done.returncode}: {done.stderr.strip()}'
     elif done.returncode and (killed or done.returncode != 2 or not re.search('^error: .+\n\\Z', done.stderr, re.M)):
         return f'ended with {done.returncode}: {done.stderr.strip()}'
     wanted = [sums(scenario.after)] + ([sums(scenario.before)] if scenario.before else [])
