@@ -19,7 +19,7 @@ from typing import BinaryIO
 from boardrec.config import UserError
 
 TEMPORARY_PREFIX = '.tmp-'
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def cache_dir() -> pathlib.Path:

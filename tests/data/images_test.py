@@ -614,13 +614,14 @@ def test_kept_records_hold_what_normalise_gives():
 
 @pytest.mark.parametrize('storage', [KEEP, RAW, Storage('jpeg', quality=95)], ids=str)
 def test_an_image_is_decoded_once(monkeypatch, storage):
-    decoded, decode = [], tf.io.decode_jpeg
+    decoded, decode = [], tf.raw_ops.DecodeJpeg
 
-    def counted(data, **settings):
-        decoded.append(data)
-        return decode(data, **settings)
+    def counted(contents, **settings):
+        decoded.append(contents)
+        return decode(contents=contents, **settings)
 
-    monkeypatch.setattr(tf.io, 'decode_jpeg', counted)
+    monkeypatch.setattr(tf.raw_ops, 'DecodeJpeg', counted)
+    monkeypatch.setattr(tf.io, 'decode_jpeg', lambda *_, **__: pytest.fail('decoded otherwise, too'))
     monkeypatch.setattr(ImageFile.ImageFile, 'load', lambda _: pytest.fail('decoded by Pillow, too'))
     images.prepare(JPEG, storage)
     assert decoded == [JPEG]
