@@ -31,6 +31,7 @@ Rounds = dict[str, list[dict[str, Any]]]  # by contestant: what conversion_peers
 EXPECTED = [('keep', 'decode', 0.6), ('jpeg', 'parts', 0.8)]  # how many times as fast as which other, at least
 COLUMNS = """images/s: median of the rounds, from the command's begin to its end
 steady: without the workers' start (boardrec's import TensorFlow); of limit: median of each round's ratio of these
+CPU ms: of all processes, an image, without imports; it bears a machine that others use, too
 parent, worker: peak MiB of the process and of the largest that it starts
 boardrec decodes each image, to check it, and syncs what it writes; the other writers do neither"""
 
@@ -117,15 +118,22 @@ def ratio(rounds: Rounds, name: str, other: str) -> float | None:
     return statistics.median(one / two for one, two in pairs)
 
 
+def cpu_ratio(rounds: Rounds, name: str, other: str) -> float:
+    """The same by CPU time."""
+    pairs = zip(rounds[name], rounds[other], strict=True)
+    return statistics.median(two['cpu_seconds'] / one['cpu_seconds'] for one, two in pairs)
+
+
 def report(rounds: Rounds, reasons: dict[str, str]) -> list[str]:
     """The table, and who is not in it."""
-    rows = [['', 'images/s', 'min-max', 'steady', 'of limit', 'MiB written', 'parent', 'worker']]
+    rows = [['', 'images/s', 'min-max', 'steady', 'of limit', 'CPU ms', 'MiB written', 'parent', 'worker']]
     for name, measured in rounds.items():
         whole, part = rates(measured), ratio(rounds, name, 'decode')
         peaks = (max(one[f'{process}_rss'] for one in measured) for process in ('parent', 'worker'))
         rows.append([
             CONTESTANTS[name].title, f'{statistics.median(whole):,.0f}', f'{min(whole):,.0f}-{max(whole):,.0f}',
             f'{statistics.median(rates(measured, "steady_")):,.0f}', '' if part is None else f'{part:.2f}',
+            f'{1000 * statistics.median(one["cpu_seconds"] for one in measured):.2f}',
             f'{measured[-1]["written"] / 2**20:,.0f}', *(f'{peak / 2**20:,.0f}' for peak in peaks)])
     absent = [f'absent: {CONTESTANTS[name].title}: {reason}' for name, reason in reasons.items()]
     return ['', *table(rows), COLUMNS, *absent]
@@ -136,7 +144,9 @@ def expectations(rounds: Rounds) -> list[str]:
     lines = ['']
     for name, other, least in EXPECTED:
         found = ratio(rounds, name, other)
-        shown = 'not measured' if found is None else f'{found:.2f}{"" if found >= least else ", which is less"}'
+        shown = 'not measured' if found is None else (
+            f'{found:.2f}{"" if found >= least else ", which is less"} '
+            f'({cpu_ratio(rounds, name, other):.2f} by CPU time)')
         lines.append(f'{CONTESTANTS[name].title}, of {CONTESTANTS[other].title}: expected {least} or more: {shown}')
     return lines
 

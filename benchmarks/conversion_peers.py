@@ -41,6 +41,7 @@ class Done(NamedTuple):
     seconds: float  # from beginning to end, without the imports of this process
     steady_images: int  # those after the first ones, whose arrival says that all workers' imports are over
     steady_seconds: float
+    cpu_seconds: float  # of all processes, for an image, without imports
 
 
 def paths_of(job: Job) -> list[pathlib.Path]:
@@ -50,10 +51,17 @@ def paths_of(job: Job) -> list[pathlib.Path]:
 
 def timed(count: int, function: Callable[[], Any]) -> Done:
     """Times all at once: of one that starts no process that imports much."""
-    start = time.perf_counter()
+    before, start = cpu_seconds(), time.perf_counter()
     function()
     seconds = time.perf_counter() - start
-    return Done(count, seconds, count, seconds)
+    return Done(count, seconds, count, seconds, (cpu_seconds() - before) / count)
+
+
+def cpu_seconds() -> float:
+    """What this process and those that it has started have used; of those that have ended, nothing."""
+    import psutil
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    return sum(sum(process.cpu_times()[:2]) for process in processes)
 
 
 # The limits: bytes in memory, one process a core, nothing written.
@@ -106,14 +114,20 @@ def boardrec(job: Job, **settings: str) -> Done:
     def watched(description: str, **known: Any) -> Any:
         with bar_of(description, **known) as bar:
             update = bar.update
-            bar.update = lambda count=1: (seen.append((time.perf_counter(), bar.n + count)), update(count))
+
+            def looked(count: int = 1) -> None:
+                seen.append((time.perf_counter(), bar.n + count, cpu_seconds()))
+                update(count)
+
+            bar.update = looked
             yield bar
 
     progress.bar, start = watched, time.perf_counter()
     manifest = convert.convert(config)
     end, count = time.perf_counter(), sum(split.records for split in manifest.splits.values())
-    first, before = next(((moment, images) for moment, images in seen if images >= 2 * CORES), (start, 0))
-    return Done(count, end - start, count - before, end - first)
+    first, before, cpu = next(one for one in seen if one[1] >= 2 * CORES)
+    _, after, cpu_then = seen[-1]
+    return Done(count, end - start, count - before, end - first, (cpu_then - cpu) / max(1, after - before))
 
 
 # The others.

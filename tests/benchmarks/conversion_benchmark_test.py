@@ -18,7 +18,7 @@ import conversion_peers as peers
 def rounds(*rates, start=0.0):
     """Rounds of 100 images, of which 80 came after `start` seconds."""
     return [{'images': 100, 'seconds': start + 100 / rate, 'steady_images': 80, 'steady_seconds': 80 / rate,
-             'parent_rss': 2**20, 'worker_rss': 2**21, 'written': 2**22} for rate in rates]
+             'cpu_seconds': 1 / rate, 'parent_rss': 2**20, 'worker_rss': 2**21, 'written': 2**22} for rate in rates]
 
 
 @pytest.fixture
@@ -39,14 +39,15 @@ def test_a_ratio_is_the_median_of_the_rounds_steady_ratios():
 def test_the_report_has_what_was_measured_and_why_the_rest_was_not():
     text = '\n'.join(benchmark.report({'decode': rounds(100, 300, 200), 'keep': rounds(50, 50, 50, start=2)},
                                       {'webdataset': "No module named 'webdataset'"}))
-    assert '200  100-300     200      1.00            4       1       2' in text
-    assert '25    25-25      50      0.25' in text
+    assert '200  100-300     200      1.00    5.00            4       1       2' in text
+    assert '25    25-25      50      0.25   20.00' in text
     assert "absent: WebDataset ShardWriter: No module named 'webdataset'" in text
 
 
 def test_expectations_say_what_is_less_and_what_was_not_measured():
     lines = benchmark.expectations({'keep': rounds(50), 'decode': rounds(100)})
-    assert lines[1].endswith('expected 0.6 or more: 0.50, which is less') and lines[2].endswith('not measured')
+    assert lines[1].endswith('expected 0.6 or more: 0.50, which is less (0.50 by CPU time)')
+    assert lines[2].endswith('expected 0.8 or more: not measured')
     assert all({name, other} <= set(peers.CONTESTANTS) for name, other, _ in benchmark.EXPECTED)
 
 
@@ -54,20 +55,21 @@ def test_the_converters_start_is_no_part_of_its_steady_rate(images, tmp_path, mo
     from boardrec import progress
     from boardrec.config import ConvertConfig
     from boardrec.data import convert
-    now = iter([100.0, 107.0, 108.0, 110.0])  # begin; none yet, 10 and 30 images done; end
+    now = iter([100.0, 107.0, 108.0, 109.0, 110.0])  # begin; none, 10 and 30 images done; end
     monkeypatch.setattr(peers, 'CORES', 4)
     monkeypatch.setattr(peers.time, 'perf_counter', lambda: next(now))
+    monkeypatch.setattr(peers, 'cpu_seconds', iter([3.0, 7.0, 8.0]).__next__)
 
     def converted(config: ConvertConfig) -> records.Manifest:
         with progress.bar('converting', total=40, unit='images') as bar:
-            for count in (0, 10):
+            for count in (0, 10, 20):
                 bar.update(count)
         return records.Manifest(['a'], 'keep', None, None, None, {'train': records.Split(40, 1, {'a': 40})}, [], '')
 
     monkeypatch.setattr(convert, 'convert', converted)
     monkeypatch.setattr(progress, 'bar', progress.bar)  # is put back after the test
     done = peers.boardrec(peers.Job('keep', str(images), str(tmp_path / 'out')))
-    assert done == peers.Done(images=40, seconds=10.0, steady_images=30, steady_seconds=2.0)
+    assert done == peers.Done(images=40, seconds=10.0, steady_images=30, steady_seconds=2.0, cpu_seconds=0.05)
 
 
 @pytest.mark.parametrize('name', ['webdataset_all', 'array_record', 'decode', 'parts'])
