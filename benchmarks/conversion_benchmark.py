@@ -30,7 +30,7 @@ FOLDERS = ('generated', 'images', 'formats', 'logs')
 Rounds = dict[str, list[dict[str, Any]]]  # by contestant: what conversion_peers.main says of each round
 EXPECTED = [('keep', 'decode', 0.6), ('jpeg', 'parts', 0.8)]  # how many times as fast as which other, at least
 COLUMNS = """images/s: median of the rounds, from the command's begin to its end
-steady: without the workers' start (boardrec's import TensorFlow); of limit: median of each round's ratio of these
+steady: boardrec's from a quarter of the images on, when all workers have imported TensorFlow; of limit: of this
 CPU ms: of all processes, an image, without imports; it bears a machine that others use, too
 parent, worker: peak MiB of the process and of the largest that it starts
 boardrec decodes each image, to check it, and syncs what it writes; the other writers do neither"""
@@ -49,7 +49,7 @@ class ConversionBenchmarkConfig:
     def __post_init__(self):
         if not set(self.contestants.split(',')) <= set(CONTESTANTS):
             raise UserError(f'--contestants={self.contestants}: must be some of {",".join(CONTESTANTS)}.')
-        for name, least in (('count', 2 * CORES + 1), ('rounds', 1)):
+        for name, least in (('count', 4), ('rounds', 1)):
             if getattr(self, name) < least:
                 raise UserError(f'--{name}={getattr(self, name)}: must be at least {least}.')
 

@@ -39,7 +39,7 @@ class Done(NamedTuple):
 
     images: int
     seconds: float  # from beginning to end, without the imports of this process
-    steady_images: int  # those after the first ones, whose arrival says that all workers' imports are over
+    steady_images: int  # those after the first quarter, when all workers' imports are over
     steady_seconds: float
     cpu_seconds: float  # of all processes, for an image, without imports
 
@@ -125,7 +125,7 @@ def boardrec(job: Job, **settings: str) -> Done:
     progress.bar, start = watched, time.perf_counter()
     manifest = convert.convert(config)
     end, count = time.perf_counter(), sum(split.records for split in manifest.splits.values())
-    first, before, cpu = next(one for one in seen if one[1] >= 2 * CORES)
+    first, before, cpu = next(one for one in seen if one[1] >= count / 4)  # by then all workers have started
     _, after, cpu_then = seen[-1]
     return Done(count, end - start, count - before, end - first, (cpu_then - cpu) / max(1, after - before))
 

@@ -11,6 +11,7 @@ import os
 import pathlib
 import re
 import stat
+import sys
 from typing import NamedTuple
 import unicodedata
 
@@ -156,17 +157,17 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path, regular: list[File]
     regular.reverse()
     while regular:  # given up one by one, as they lie in memory: both lists would take a third more
         source, size, mtime_ns = regular.pop()
-        parts = pathlib.PurePath(source).parts
+        parts = source.split(os.sep)
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
         split = parts[0] if has_splits else _split_of(source, config)
-        found.append(Found(source, split, parts[depth - 1], size, mtime_ns))
+        found.append(Found(source, split, sys.intern(parts[depth - 1]), size, mtime_ns))
     return found, rejected
 
 
 def _refuse_empty_classes(top: pathlib.Path, depth: int, regular: list[File], root: pathlib.Path) -> None:
-    filled = {pathlib.PurePath(source).parts[:depth] for source, *_ in regular}
+    filled = {tuple(source.split(os.sep)[:depth]) for source, *_ in regular}
     for entry in sorted(top.iterdir()):
         if entry.is_dir() and entry.relative_to(root).parts not in filled:
             raise UserError(f'{entry}: a class with no images; put some there or remove the folder.')

@@ -56,7 +56,6 @@ def test_the_converters_start_is_no_part_of_its_steady_rate(images, tmp_path, mo
     from boardrec.config import ConvertConfig
     from boardrec.data import convert
     now = iter([100.0, 107.0, 108.0, 109.0, 110.0])  # begin; none, 10 and 30 images done; end
-    monkeypatch.setattr(peers, 'CORES', 4)
     monkeypatch.setattr(peers.time, 'perf_counter', lambda: next(now))
     monkeypatch.setattr(peers, 'cpu_seconds', iter([3.0, 7.0, 8.0]).__next__)
 
@@ -84,7 +83,7 @@ def test_the_plot_is_a_png_and_bad_settings_are_refused(tmp_path):
     with Image.open(tmp_path / 'plot.png') as image:
         assert image.format == 'PNG'
     for wrong, message in (({'contestants': 'keep,dali'}, '--contestants=keep,dali: must be some of'),
-                           ({'count': 4}, '--count=4: must be at least'), ({'rounds': 0}, '--rounds=0')):
+                           ({'count': 3}, '--count=3: must be at least'), ({'rounds': 0}, '--rounds=0')):
         with pytest.raises(UserError, match=message):
             ConversionBenchmarkConfig(**wrong)
 
