@@ -23,7 +23,7 @@ SIDE = 256  # pixels, of the shorter side, where images are resized
 QUALITY = 95
 _IN_MEMORY = 1000  # images at most, of those that are decoded by themselves
 _CHUNK = 32
-_LOOK_SECONDS = 0.2
+_LOOK_SECONDS = 2  # a look goes through all processes of the machine
 
 
 class Job(NamedTuple):
@@ -116,7 +116,9 @@ def boardrec(job: Job, **settings: str) -> Done:
             update = bar.update
 
             def looked(count: int = 1) -> None:
-                seen.append((time.perf_counter(), bar.n + count, cpu_seconds()))
+                done = bar.n + count
+                if done >= bar.total if seen else done >= bar.total / 4:  # by then all workers have started
+                    seen.append((time.perf_counter(), done, cpu_seconds()))
                 update(count)
 
             bar.update = looked
@@ -125,8 +127,7 @@ def boardrec(job: Job, **settings: str) -> Done:
     progress.bar, start = watched, time.perf_counter()
     manifest = convert.convert(config)
     end, count = time.perf_counter(), sum(split.records for split in manifest.splits.values())
-    first, before, cpu = next(one for one in seen if one[1] >= count / 4)  # by then all workers have started
-    _, after, cpu_then = seen[-1]
+    (first, before, cpu), (_, after, cpu_then) = seen[0], seen[-1]
     return Done(count, end - start, count - before, end - first, (cpu_then - cpu) / max(1, after - before))
 
 

@@ -55,13 +55,13 @@ def test_the_converters_start_is_no_part_of_its_steady_rate(images, tmp_path, mo
     from boardrec import progress
     from boardrec.config import ConvertConfig
     from boardrec.data import convert
-    now = iter([100.0, 107.0, 108.0, 109.0, 110.0])  # begin; none, 10 and 30 images done; end
+    now = iter([100.0, 108.0, 109.0, 110.0])  # begin; 10 and 40 images done; end
     monkeypatch.setattr(peers.time, 'perf_counter', lambda: next(now))
-    monkeypatch.setattr(peers, 'cpu_seconds', iter([3.0, 7.0, 8.0]).__next__)
+    monkeypatch.setattr(peers, 'cpu_seconds', iter([7.0, 8.5]).__next__)
 
     def converted(config: ConvertConfig) -> records.Manifest:
         with progress.bar('converting', total=40, unit='images') as bar:
-            for count in (0, 10, 20):
+            for count in (0, 10, 5, 25):
                 bar.update(count)
         return records.Manifest(['a'], 'keep', None, None, None, {'train': records.Split(40, 1, {'a': 40})}, [], '')
 
