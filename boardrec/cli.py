@@ -106,8 +106,8 @@ def usage(config_class: type, program: str, purpose: str) -> str:
 
 _DEFINE = {str: flags.DEFINE_string, int: flags.DEFINE_integer, float: flags.DEFINE_float, bool: flags.DEFINE_bool}
 _USER_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR,
-                errno.EISDIR, errno.EIO, errno.ENAMETOOLONG}
-_FULL = {errno.ENOSPC, errno.EDQUOT}
+                errno.EISDIR, errno.EIO, errno.ENAMETOOLONG, errno.EFBIG}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # the last: a file may not be larger there
 
 
 def _define(config_class: type, values: flags.FlagValues) -> None:

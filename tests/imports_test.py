@@ -33,9 +33,10 @@ LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.
          'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal', 'boardrec.data.workers',
          'boardrec.data.shards', 'boardrec.data.commit', 'boardrec.data.convert', 'boardrec.data.storage_report',
          'boardrec.data.perceptual', 'boardrec.data.duplicates', 'boardrec.data.leaks', 'boardrec.data.framing',
-         'boardrec.data.audit', 'boardrec.data.tfds_source', 'boardrec.data.beam_runner', 'boardrec.data.remote',
-         'boardrec.data.source_file', 'boardrec.train', 'boardrec.evaluate', 'boardrec.predict', 'boardrec.export',
-         'boardrec.training.feature_store', 'tools/make_records.py', 'tools/inspect_features.py']
+         'boardrec.data.audit', 'boardrec.data.salvage', 'boardrec.data.tfds_source', 'boardrec.data.beam_runner',
+         'boardrec.data.remote', 'boardrec.data.source_file', 'boardrec.train', 'boardrec.evaluate',
+         'boardrec.predict', 'boardrec.export', 'boardrec.training.feature_store', 'tools/make_records.py',
+         'tools/inspect_features.py']
 
 
 def imported(path):

@@ -19,7 +19,7 @@ import numpy as np
 
 from boardrec import cli, progress
 from boardrec.config import setting, SPLITS, TrainConfig, UserError
-from boardrec.data import audit, files, records
+from boardrec.data import audit, files, records, salvage
 from boardrec.data.records import RecordSet
 
 _ROWS = 8  # records on a sheet of views, or rows of a contact sheet
@@ -64,7 +64,7 @@ def main(config: InspectRecordsConfig) -> None:
     if config.verify:
         verify(config.records)
     elif config.salvage:
-        salvage(config.records, config.salvage)
+        rescue(config.records, config.salvage)
     elif config.extract >= 0:
         extract(records.open_record_set(config.records), config.extract, config.output)
     else:
@@ -129,15 +129,15 @@ def verify(folder: str) -> None:
                  f'checked in {time.perf_counter() - start:.1f} s')
 
 
-def salvage(folder: str, out: str) -> None:
+def rescue(folder: str, out: str) -> None:
     """Makes a new record set of what is intact and says what it came to."""
     progress.import_tensorflow()
-    done = audit.salvage(folder, out)
+    done = salvage.salvage(folder, out)
     for note in done.notes:
         progress.say(f'note: {note}')
     total = sum(split.records for split in done.manifest.splits.values())
     progress.say(f'{out}: {total:,} records in {len(done.manifest.shards)} shards; {len(done.lost):,} are lost: '
-                 f'{audit.lost_path(out)}')
+                 f'{salvage.lost_path(out)}')
     if done.lost:
         progress.say('It is another record set (its fingerprint differs, records are numbered anew): runs and cached '
                      'features of the old one are not continued with it.')

@@ -43,8 +43,8 @@ def build(folder: pathlib.Path, jobs: Sequence[shards.Job], options: str, limits
           look: Callable[[int], None] = lambda _: None) -> Iterator[int]:
     """Builds shards into a journal's folder; yields how many files of each can be no record.
 
-    Closing it ends the pipeline. `look` is called with the number of images that are done. What a worker raised is raised here. Raises UserError if
-    the pipeline fails. What Beam says is in the journal's beam.log.
+    Closing it ends the pipeline. `look` is called with the number of images that are done. What a worker raised is
+    raised here. Raises UserError if the pipeline fails. What Beam says is in the journal's beam.log.
     """
     own = folder / f'{journal.SUBFOLDER_PREFIX}{secrets.token_hex(8)}'
     try:

@@ -20,7 +20,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     """
     shards, counts, rejected, dropped = {}, {}, list(rejected), Counter()
     for one in plans:
-        built = journal.read(folder, one.file)
+        built = journal.load(folder, one.file)
         shards[one.file] = built.shard
         counts.setdefault(one.split, Counter()).update(built.shard.class_counts)
         rejected += built.rejected()
@@ -45,13 +45,16 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
         return manifest, False
     # From here to the end there is no manifest: a reader finds no set rather than half of two.
     (output / records.MANIFEST).unlink(missing_ok=True)
+    files.sync(output)  # also after a power cut
     keep = {one.file for one in plans} | {
         records.INDEX, records.REJECTED, records.DUPLICATES, *records.TFDS_FILES, journal.FOLDER}
     for path in output.iterdir():
         if path.name not in keep:
             path.unlink()
     for one in plans:
-        place = journal.place(folder, journal.read(folder, one.file))
+        place = journal.place(folder, journal.load(folder, one.file))
+        if place is None:
+            raise UserError(f'{output / one.file} was changed or removed meanwhile: run the same command again.')
         if place.parent == folder:
             os.replace(place, output / one.file)
     records.write_rejected(output, rejected)
@@ -71,7 +74,7 @@ def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Mani
                 and records.read_rejected(output) == [tuple(row) for row in rejected]
                 and files.sha256_of(output / records.DUPLICATES) == records.duplicates_sha256(duplicates())
                 and all((output / name).is_file() for name in records.TFDS_FILES)
-                and all(journal.place(folder, journal.read(folder, shard.file)) == output / shard.file
+                and all(journal.place(folder, journal.load(folder, shard.file)) == output / shard.file
                         for shard in manifest.shards))
     except (UserError, OSError):
         return False
@@ -80,6 +83,6 @@ def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Mani
 def _rows(folder: pathlib.Path, plans: list[ShardPlan]) -> Iterator[records.Row]:
     record_id = 0
     for one in plans:
-        for item in journal.read(folder, one.file).made():
+        for item in journal.load(folder, one.file).made():
             yield records.Row(record_id, item.source, item.sha256, one.split, item.label, one.file, item.offset)
             record_id += 1

@@ -229,7 +229,7 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
            to_build: list[shards.ShardPlan], classes: list[str], dropped: dict[str, str]) -> None:
     """Builds some of the plan's shards; `dropped` files become no records, for these reasons."""
     total, built = sum(len(one.found) for one in plans), {one.file for one in plans} - {one.file for one in to_build}
-    bad = sum(journal.read(folder, name).bad() for name in built)
+    bad = sum(journal.load(folder, name).bad() for name in built)
     max_bytes, *limits = shards.limits_of(config)
     jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), max_bytes, tuple(limits),
                        config.on_bad_image, {item.source: dropped[item.source] for item in one.found

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from boardrec.config import UserError
 
 TEMPORARY_PREFIX = '.tmp-'
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EIO}
+_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def cache_dir() -> pathlib.Path:
@@ -64,19 +64,29 @@ def temporary_folder(path: os.PathLike | str) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def sync(path: os.PathLike | str) -> None:
+    """Puts a file, or the names in a folder, on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        with naming(path):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def commit_file(temporary: os.PathLike | str, path: os.PathLike | str) -> None:
     """Gives a finished file its name, replacing what was there. For writers that never fsync, such as TensorFlow's."""
-    _fsync(temporary)
+    sync(temporary)
     os.replace(temporary, path)
-    _fsync(_parent(path))
+    sync(_parent(path))
 
 
 def commit_folder(temporary: os.PathLike | str, path: os.PathLike | str) -> None:
     """Gives a finished folder its name. Raises FileExistsError if there is anything at `path`."""
     for folder, _, names in os.walk(temporary):
         for name in names:
-            _fsync(os.path.join(folder, name))
-        _fsync(folder)
+            sync(os.path.join(folder, name))
+        sync(folder)
     if os.path.lexists(path):  # rename would replace an empty folder without a word
         raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path))
     try:
@@ -85,7 +95,7 @@ def commit_folder(temporary: os.PathLike | str, path: os.PathLike | str) -> None
         if error.errno in (errno.ENOTEMPTY, errno.ENOTDIR, errno.EEXIST):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), os.fspath(path)) from None
         raise
-    _fsync(_parent(path))
+    sync(_parent(path))
 
 
 def remove_leftovers(path: os.PathLike | str) -> None:
@@ -175,15 +185,6 @@ def sha256_of(path: os.PathLike | str) -> str:
 
 def _parent(path: os.PathLike | str) -> str:
     return os.path.dirname(os.path.abspath(path))
-
-
-def _fsync(path: os.PathLike | str) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with naming(path):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _is_other_process(pid: int) -> bool:

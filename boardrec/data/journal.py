@@ -125,12 +125,23 @@ def names(folder: pathlib.Path) -> list[str]:
 def read(folder: pathlib.Path, name: str) -> Built | None:
     """What is known of a shard; None if that is nothing."""
     try:
-        values = json.loads((folder / f'{name}.json').read_bytes())
+        return load(folder, name)
+    except (OSError, UserError):
+        return None
+
+
+def load(folder: pathlib.Path, name: str) -> Built:
+    """What a shard that is built was made of. Raises OSError or UserError if that cannot be read."""
+    path = folder / f'{name}.json'
+    with files.naming(path):
+        content = path.read_bytes()
+    try:
+        values = json.loads(content)
         values['shard'] = Shard(**values['shard'])
         values['sources'] = [Source(*source) for source in values['sources']]
         return Built(**values)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f'{path} is damaged: run the same command again, which makes that shard anew.') from None
 
 
 def write(folder: pathlib.Path, built: Built) -> None:

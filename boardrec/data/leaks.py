@@ -118,7 +118,7 @@ def read(folder: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]
     numbers = {name: number for number, name in enumerate(classes)}
     places, digests, hashes, groups, ends, end = [], [], [], [], [], 0
     for one in plans:
-        sources = journal.read(folder, one.file).sources
+        sources = journal.load(folder, one.file).sources
         known = [(place, item) for place, item in enumerate(sources) if item.perceptual_hash]
         places.append(np.array([end + place for place, _ in known], np.int64))
         digests.append(np.frombuffer(bytes.fromhex(''.join(item.sha256[:32] for _, item in known)), '>u8'))
@@ -263,5 +263,5 @@ def _write_compared(folder: pathlib.Path, **values: Any) -> None:
 
 def to_rebuild(folder: pathlib.Path, plans: list[shards.ShardPlan], dropped: dict[str, str]) -> list[shards.ShardPlan]:
     """The shards that were built with other files left out."""
-    return [one for one in plans if journal.read(folder, one.file).dropped() != {
+    return [one for one in plans if journal.load(folder, one.file).dropped() != {
         item.source: dropped[item.source] for item in one.found if item.source in dropped}]

@@ -480,6 +480,8 @@ def write_tfds_metadata(folder: pathlib.Path, manifest: Manifest) -> None:
             filename_template=template.replace(split=name)))
     tfds.folder_dataset.write_metadata(
         data_dir=folder, features=features, split_infos=infos, filename_template=template, check_data=False)
+    for name in TFDS_FILES:
+        files.sync(folder / name)
 
 
 def decode_example(serialized: bytes) -> Example:

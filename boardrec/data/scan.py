@@ -12,6 +12,7 @@ import os
 import pathlib
 import re
 import stat
+import sys
 from typing import NamedTuple
 import unicodedata
 
@@ -65,12 +66,13 @@ def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
     if not regular:
         raise UserError(f'--input_dir={root}: no files in it; images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there.')
+    example = regular[0].source
     if config.labels_csv:
         found, others = _by_labels_csv(config, regular)
     else:
         found, others = _by_folders(config, root, regular)
     if config.group_by and not any(re.search(config.group_by, item.source) for item in found):
-        raise UserError(f'--group_by={config.group_by} matches none of the paths, such as {regular[0].source!r}.')
+        raise UserError(f'--group_by={config.group_by} matches none of the paths, such as {example!r}.')
     if not found:
         raise UserError(f'--input_dir={root}: no file lies in a class folder: images belong into CLASS/ or '
                         '{train,val,test}/CLASS/ there, or name a --labels_csv.')
@@ -101,20 +103,21 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
             continue
         seen.add((info.st_dev, info.st_ino))
         subfolders.sort()
-        for name in names:
-            path = os.path.join(folder, name)
+        inner = '' if folder == os.fspath(root) else relative(folder) + os.sep  # a relpath takes as long as two stats
+        for name in sorted(names):
+            path, source = os.path.join(folder, name), inner + name
             if _is_system_file(name):
-                rejected.append(Rejection(relative(path), 'system file'))
+                rejected.append(Rejection(source, 'system file'))
                 continue
             try:
                 info = os.stat(path)
             except OSError as error:
-                rejected.append(Rejection(relative(path), f'unreadable: {error.strerror}'))
+                rejected.append(Rejection(source, f'unreadable: {error.strerror}'))
                 continue
             if stat.S_ISREG(info.st_mode):
-                regular.append(File(relative(path), info.st_size, info.st_mtime_ns))
+                regular.append(File(source, info.st_size, info.st_mtime_ns))
             else:
-                rejected.append(Rejection(relative(path), 'not a regular file'))
+                rejected.append(Rejection(source, 'not a regular file'))
     return sorted(regular), rejected
 
 
@@ -169,6 +172,7 @@ def check_classes(found: list[Found], classes: list[str], given: str) -> None:
 
 def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[File]
                 ) -> tuple[list[Found], list[Rejection]]:
+    """By the folders that they lie in; empties `regular`."""
     folders = _subfolders(root, regular)
     has_splits = 'train' in folders and bool(_subfolders(root, regular, 'train'))
     if has_splits and not set(folders) <= set(SPLITS):
@@ -176,20 +180,22 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[F
         raise UserError(f'--input_dir={root} has train/, so its folders must be among train, val and test: '
                         f'rename or move away {other}/.')
     depth = 2 if has_splits else 1
-    filled = {pathlib.PurePath(source).parts[:depth] for source, *_ in regular}
+    filled = {tuple(source.split(os.sep)[:depth]) for source, *_ in regular}
     for place in [(split,) for split in folders] if has_splits else [()]:
         for name in _subfolders(root, regular, *place):
             if (*place, name) not in filled:
                 raise UserError(f'{pathlib.Path(root, *place, name)}: a class with no images; put some there or remove '
                                 'the folder.')
-    found, rejected = [], []
-    for source, size, mtime_ns in regular:
-        parts = pathlib.PurePath(source).parts
+    found, rejected, fractions = [], [], config.split_fractions()
+    regular.reverse()
+    while regular:  # given up one by one, as they lie in memory: both lists would take a third more
+        source, size, mtime_ns = regular.pop()
+        parts = source.split(os.sep)
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
-        split = parts[0] if has_splits else split_of(source, config.split_fractions(), config.group_by)
-        found.append(Found(source, split, parts[depth - 1], size, mtime_ns))
+        split = parts[0] if has_splits else split_of(source, fractions, config.group_by)
+        found.append(Found(source, split, sys.intern(parts[depth - 1]), size, mtime_ns))
     return found, rejected
 
 
@@ -197,7 +203,7 @@ def _subfolders(root: pathlib.Path | str, regular: list[File], *place: str) -> l
     """The folders in a folder of the root, by name. In an object store none is empty."""
     if not isinstance(root, str):
         return sorted(entry.name for entry in root.joinpath(*place).iterdir() if entry.is_dir())
-    paths, depth = (pathlib.PurePath(source).parts for source, *_ in regular), len(place)
+    paths, depth = (tuple(source.split(os.sep)) for source, *_ in regular), len(place)
     return sorted({parts[depth] for parts in paths if parts[:depth] == place and len(parts) > depth + 1})
 
 

@@ -47,15 +47,21 @@ def plan(found: list[scan.Found], shard_bytes: int, counts: dict[str, int] | Non
     """
     plans = []
     for split in SPLITS:
-        own = sorted((scan.path_hash('place', item.source), item) for item in found if item.split == split)
+        own = [item for item in found if item.split == split]
         if not own:
             continue
-        count = (counts or {}).get(split) or max(1, round(sum(item.bytes for _, item in own) / shard_bytes))
+        count = (counts or {}).get(split) or max(1, round(sum(item.bytes for item in own) / shard_bytes))
         buckets: list[list[scan.Found]] = [[] for _ in range(count)]
-        for number, item in own:
-            buckets[number * count >> 64].append(item)
+        for item in own:
+            buckets[_place(item)[0] * count >> 64].append(item)
+        for bucket in buckets:
+            bucket.sort(key=_place)
         plans += [ShardPlan(records.shard_file(split, i, count), split, bucket) for i, bucket in enumerate(buckets)]
     return plans
+
+
+def _place(item: scan.Found) -> tuple[int, scan.Found]:
+    return scan.path_hash('place', item.source), item
 
 
 def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:

@@ -165,11 +165,13 @@ class Pool:
     def _idle(self, wanted: int) -> list[_Worker]:
         """So many workers without a task, if there are; starts what is lacking."""
         idle = [worker for worker in self._workers if worker.task is None]
-        resource_tracker.ensure_running()  # the first process would start it, which unblocks SIGINT
-        with _held_back(signal.SIGINT):  # what is started in it never gets the signal
-            while len(idle) < wanted and len(self._workers) < self._count:
-                idle.append(_Worker(self._context, self._limits, self._prepare))
-                self._workers.append(idle[-1])
+        lacking = min(wanted - len(idle), self._count - len(self._workers))
+        if lacking > 0:
+            resource_tracker.ensure_running()  # the first process would start it, which unblocks SIGINT
+            with _held_back(signal.SIGINT):  # what is started in it never gets the signal
+                for _ in range(lacking):
+                    idle.append(_Worker(self._context, self._limits, self._prepare))
+                    self._workers.append(idle[-1])
         return idle[:wanted]
 
     def _wait(self) -> list[_Worker]:
