@@ -14,7 +14,7 @@ import psutil
 
 from boardrec import cli, progress
 from boardrec.config import setting
-from boardrec.data import records
+from boardrec.data import records, tfrecord
 
 _SHARD_RECORDS = 50_000
 _PARTS = 10
@@ -53,9 +53,9 @@ def write(folder: pathlib.Path, count: int) -> records.RecordSet:
     with progress.bar('writing', total=count, unit='records') as bar:
         for index in range(total):
             size = min(_SHARD_RECORDS, count - index * _SHARD_RECORDS)
-            shard, its_offsets = records.write_shard(
+            shard, its_offsets = tfrecord.write_shard(
                 folder / records.shard_file('train', index, total),
-                (records.Example(encoded.getvalue(), 0, '', '') for _ in range(size)), ['a', 'b'])
+                (tfrecord.Example(encoded.getvalue(), 0, '', '') for _ in range(size)), ['a', 'b'])
             shards.append(shard)
             offsets += its_offsets
             bar.update(size)

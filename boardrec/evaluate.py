@@ -9,7 +9,7 @@ from typing import Any
 import boardrec
 from boardrec import cli, progress
 from boardrec.config import EvaluateConfig, UserError
-from boardrec.data import files, records
+from boardrec.data import files, records, tfrecord
 from boardrec.training import run_dir
 
 
@@ -55,7 +55,7 @@ def main(config: EvaluateConfig) -> None:
         predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
         history=run_dir.read_history(predictor.run), metrics=values, predictions=predictions, class_names=names,
         read_image=lambda record_id: images.picture(
-            records.read_image(record_set, record_id), record_set.manifest.storage))
+            tfrecord.read_image(record_set, record_id), record_set.manifest.storage))
     progress.say(text.rstrip())
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
     progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '

@@ -11,7 +11,7 @@ import pytest
 
 from boardrec import cli, evaluate
 from boardrec.config import EvaluateConfig, UserError
-from boardrec.data import images, records
+from boardrec.data import images, records, tfrecord
 from boardrec.training import inference, run_dir
 
 
@@ -163,7 +163,7 @@ def test_records_that_were_resized_are_compared_with_what_prediction_sees(
     function, ids = inference.probabilities(predictor), record_set.split_range('test')
     differences = []
     for record_id in [ids[len(ids) * i // 4] for i in range(4)]:
-        raw = np.frombuffer(records.read_image(record_set, record_id), np.uint8).reshape(32, 32, 3)
+        raw = np.frombuffer(tfrecord.read_image(record_set, record_id), np.uint8).reshape(32, 32, 3)
         seen = images.decode((source_images / record_set.sources[record_id]).read_bytes(), 32, 32)
         differences.append(function(raw[None]).numpy() - function(seen[None]).numpy())
     assert check['max_difference'] == pytest.approx(np.abs(differences).max(), abs=1e-6)

@@ -30,7 +30,8 @@ ALL = BASE | {'', 'cli', 'data', 'training', 'reporting', 'serving'}
 HEAVY = ['apache_beam', 'tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
 # Without these: a command refuses a mistake at once, and the converter's parent stays small.
 LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
-         'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal', 'boardrec.data.workers',
+         'boardrec.data.tfrecord', 'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal',
+         'boardrec.data.workers',
          'boardrec.data.shards', 'boardrec.data.commit', 'boardrec.data.convert', 'boardrec.data.storage_report',
          'boardrec.data.perceptual', 'boardrec.data.duplicates', 'boardrec.data.leaks', 'boardrec.data.framing',
          'boardrec.data.audit', 'boardrec.data.salvage', 'boardrec.data.tfds_source', 'boardrec.data.beam_runner',
@@ -94,8 +95,8 @@ def test_only_cli_imports_absls_flags(path):
     assert absl <= ({'absl.flags'} if path == 'boardrec/cli.py' else set())
 
 
-def test_only_images_and_records_know_the_formats():
-    """design.md: images.py alone knows how an image becomes a tensor, records.py alone the format on disk."""
+def test_only_images_and_tfrecord_know_the_formats():
+    """design.md: images.py alone knows how an image becomes a tensor, tfrecord.py alone what lies in a shard."""
     decoders = {'decode_jpeg', 'decode_png', 'decode_image', 'decode_and_crop_jpeg', 'decode_bmp', 'decode_gif'}
     formats = {'TFRecordWriter', 'parse_single_example', 'parse_example', 'TFRecordDatasetV2', 'Example'}
     for path in MODULES:
@@ -103,7 +104,7 @@ def test_only_images_and_records_know_the_formats():
         attributes = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
         if path != 'boardrec/data/images.py':
             assert not attributes & decoders, path
-        if path not in ('boardrec/data/records.py', 'boardrec/data/shards.py', 'boardrec/data/tfds_source.py'):
+        if path not in ('boardrec/data/tfrecord.py', 'boardrec/data/shards.py', 'boardrec/data/tfds_source.py'):
             assert not attributes & (formats - {'parse_example'}), path
 
 

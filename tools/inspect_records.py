@@ -19,7 +19,7 @@ import numpy as np
 
 from boardrec import cli, progress
 from boardrec.config import setting, SPLITS, TrainConfig, UserError
-from boardrec.data import audit, files, records, salvage
+from boardrec.data import audit, files, records, salvage, tfrecord
 from boardrec.data.records import RecordSet
 
 _ROWS = 8  # records on a sheet of views, or rows of a contact sheet
@@ -149,7 +149,7 @@ def extract(record_set: RecordSet, record_id: int, output: str) -> None:
         raise UserError(f'--extract={record_id}: {record_set.folder} has records 0 to {len(record_set.sources) - 1}.')
     progress.import_tensorflow()
     from boardrec.data import images
-    (_, stored), = records.read_images(record_set, [record_id])
+    (_, stored), = tfrecord.read_images(record_set, [record_id])
     data = images.picture(stored, record_set.manifest.storage)
     source = record_set.sources[record_id]
     kind = '.jpg' if data.startswith(images.JPEG_MAGIC) else '.png'
@@ -205,7 +205,7 @@ def _looks(record_set: RecordSet, record_ids: Sequence[int]) -> Looks:
     """By the headers alone."""
     from PIL import Image
     storage, looks = record_set.manifest.storage, Looks(Counter(), [], [])
-    for _, stored in records.read_images(record_set, record_ids) if record_ids else ():
+    for _, stored in tfrecord.read_images(record_set, record_ids) if record_ids else ():
         kind, (height, width) = 'raw', storage.image_size or (0, 0)
         if storage.encoding != 'raw':
             with Image.open(io.BytesIO(stored), formats=('JPEG', 'PNG')) as image:
@@ -257,7 +257,7 @@ def draw(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
         return augment.augment(image, views, view=view, record_id=record_id)
 
     rows, captions = [], []
-    for number, stored in records.read_images(record_set, _spread_ids(record_set, config.split, _ROWS)):
+    for number, stored in tfrecord.read_images(record_set, _spread_ids(record_set, config.split, _ROWS)):
         encoded, record_id = tf.constant(stored), tf.constant(number, tf.int64)
         shown = [view_of(encoded, record_id, tf.constant(view, tf.int64)).numpy()
                  for view in range(min(config.cached_views or _VIEWS, _VIEWS))]
@@ -272,7 +272,7 @@ def draw_contacts(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
 
     from boardrec.data import images
     size, storage, cells, captions = config.height_width(), record_set.manifest.storage, [], []
-    for number, stored in records.read_images(record_set, _spread_ids(record_set, config.split, _ROWS * _COLUMNS)):
+    for number, stored in tfrecord.read_images(record_set, _spread_ids(record_set, config.split, _ROWS * _COLUMNS)):
         cells.append(images.decode_stored(tf.constant(stored), storage, *size).numpy())
         captions.append([f'{number}  {_label(record_set, number)}', _printable(record_set.sources[number])])
     return _sheet(_in_rows(cells), _in_rows(captions), shorten=True)

@@ -15,9 +15,10 @@ from typing import NamedTuple
 
 from boardrec import progress
 from boardrec.config import SPLITS, UserError
-from boardrec.data import files, framing, records
+from boardrec.data import files, framing, records, tfrecord
 from boardrec.data.framing import Gap
-from boardrec.data.records import Example, Manifest, Row, Shard, Storage
+from boardrec.data.records import Manifest, Row, Shard, Storage
+from boardrec.data.tfrecord import Example
 
 TWICE = 'the same record is there already'
 
@@ -185,13 +186,13 @@ def read_shard(claims: Claims, file: str, storage: Storage | None, seen: list[Se
             gaps.append(found)
             continue
         try:
-            example = records.decode_example(found.data)
+            example = tfrecord.decode_example(found.data)
             _check_example(example, claims.class_names, storage)
             identity = example.source_id, example.sha256
             if there[identity] >= max(1, indexed[identity]):  # as where a disk wrote a block twice
                 raise ValueError(TWICE)
         except ValueError as error:
-            gaps.append(Gap(found.offset, found.offset + len(found.data) + records.FRAMING_BYTES, str(error)))
+            gaps.append(Gap(found.offset, found.offset + len(found.data) + tfrecord.FRAMING_BYTES, str(error)))
             continue
         there[identity] += 1
         seen.append(Seen(found.offset, example.source_id, example.sha256, example.label))

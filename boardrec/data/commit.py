@@ -6,7 +6,7 @@ import os
 import pathlib
 
 from boardrec.config import SPLITS, UserError
-from boardrec.data import files, journal, records, scan, workers
+from boardrec.data import files, journal, records, scan, tfrecord, workers
 from boardrec.data.records import Storage
 from boardrec.data.shards import ShardPlan
 
@@ -60,7 +60,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     records.write_rejected(output, rejected)
     records.write_duplicates(output, duplicates())
     records.write_index(output, _rows(folder, plans))
-    pool.call(records.write_tfds_metadata, output, manifest)  # a worker, because TFDS imports TensorFlow
+    pool.call(tfrecord.write_tfds_metadata, output, manifest)  # a worker, because TFDS imports TensorFlow
     records.write_manifest(output, manifest)
     return manifest, True
 

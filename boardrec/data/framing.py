@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from boardrec.data import records
+from boardrec.data import tfrecord
 
 _HEADER = 12  # bytes: the length and its sum
 _BLOCK = 1 << 20  # bytes that are searched at once
@@ -46,9 +46,9 @@ def walk(path: str | os.PathLike) -> Iterator[Found | Gap]:
     position, size = 0, os.path.getsize(path)
     with open(path, 'rb') as file:
         while position < size:
-            for data in records.read_intact(path, position):
+            for data in tfrecord.read_intact(path, position):
                 yield Found(position, data)
-                position += len(data) + records.FRAMING_BYTES
+                position += len(data) + tfrecord.FRAMING_BYTES
             if position < size:
                 gap = _gap(file, position, size)
                 yield gap
@@ -64,7 +64,7 @@ def _gap(file: BinaryIO, position: int, size: int) -> Gap:
         reason = 'the file ends within it'
     else:
         reason = 'its bytes are damaged'
-        end = position + int(block[:8].view('<u8')[0]) + records.FRAMING_BYTES
+        end = position + int(block[:8].view('<u8')[0]) + tfrecord.FRAMING_BYTES
         # Not by the length alone: bytes may have gone, or others come, within the record.
         if end == size or _starts(_read(file, end, _HEADER), end, size).size:
             return Gap(position, end, reason)
@@ -93,7 +93,7 @@ def _starts(block: np.ndarray, offset: int, size: int) -> np.ndarray:
     places = np.flatnonzero(np.logical_and.reduce([block[place:place + count] == 0 for place in zeros])
                             if zeros else np.ones(count, bool))
     lengths = sum(block[places + k].astype(np.uint64) << np.uint64(8 * k) for k in range(8))
-    room = size - records.FRAMING_BYTES - offset - places
+    room = size - tfrecord.FRAMING_BYTES - offset - places
     places = places[(lengths > 0) & (room > 0) & (lengths <= np.maximum(room, 0).astype(np.uint64))]
     tables, zero = _tables()
     sums = np.full(len(places), zero, np.uint32)

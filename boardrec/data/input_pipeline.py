@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from boardrec.config import UserError
-from boardrec.data import augment, data_service, images, order, records
+from boardrec.data import augment, data_service, images, order, records, tfrecord
 from boardrec.data.augment import AS_IT_IS, Views
 from boardrec.data.records import RecordSet, Storage
 
@@ -235,7 +235,7 @@ def _piece_reader(record_set: RecordSet, split: str) -> Callable[[tf.Tensor], tf
         shard, offset, first, count = (piece[i] for i in range(4))  # tf.unstack crashes TensorFlow 2.21 here
         # Of long records a buffer is only one copy more; of a short piece it would read much that nobody wants.
         buffer_bytes = 0 if mean_bytes >= _LONG_BYTES else tf.minimum(count * mean_bytes, _BUFFER_BYTES)
-        serialized = records.read_from(paths[shard], offset, buffer_bytes).take(count)
+        serialized = tfrecord.read_from(paths[shard], offset, buffer_bytes).take(count)
         # A file that was cut between two records since the set was opened ends without an error.
         serialized = serialized.apply(tf.data.experimental.assert_cardinality(count))
         return tf.data.Dataset.zip(serialized, tf.data.Dataset.range(first, first + count))
@@ -267,7 +267,7 @@ def _decode(dataset: tf.data.Dataset, storage: Storage, *, image_size: tuple[int
                place: tf.Tensor | None = None) -> Batch:
         if place is not None:
             serialized = own_example(serialized, place)
-        stored, label = records.parse_example(serialized)
+        stored, label = tfrecord.parse_example(serialized)
         box = augment.crop_box(views, view=view, record_id=record_id)
         image = images.decode_stored(stored, storage, *image_size, box)
         image = augment.augment(image, views, view=view, record_id=record_id)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from boardrec import progress
 from boardrec.config import SPLITS, UserError
-from boardrec.data import audit, files, journal, records
+from boardrec.data import audit, files, journal, records, tfrecord
 from boardrec.data.framing import Gap
 from boardrec.data.records import Manifest, Row, Shard, Split, Storage
 
@@ -62,7 +62,7 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
                 (temporary / shard.file).unlink()
         records.write_rejected(temporary, rejected)
         records.write_index(temporary, rows)
-        records.write_tfds_metadata(temporary, manifest)
+        tfrecord.write_tfds_metadata(temporary, manifest)
         records.write_manifest(temporary, manifest)
         _write_lost(lost_path(out), lost)
         if out.is_dir():
@@ -83,7 +83,7 @@ def _rescue(claims: audit.Claims, storage: Storage, folder: pathlib.Path) -> tup
         for file in claims.shards:
             seen, gaps, split = [], [], records.split_of(file)
             examples = audit.read_shard(claims, file, storage, seen, gaps)
-            shard, offsets = records.write_shard(folder / file, examples, claims.class_names)
+            shard, offsets = tfrecord.write_shard(folder / file, examples, claims.class_names)
             shards.append(shard)
             rows += [Row(len(rows) + number, one.source, one.sha256, split, claims.class_names[one.label], file, offset)
                      for number, (one, offset) in enumerate(zip(seen, offsets, strict=True))]

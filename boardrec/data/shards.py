@@ -8,7 +8,7 @@ import warnings
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
-from boardrec.data import journal, records, scan, source_file, workers
+from boardrec.data import journal, records, scan, source_file, tfrecord, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
 
@@ -69,7 +69,7 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
     from boardrec.data import images  # imports TensorFlow: workers only
     folder, sources = pathlib.Path(job.folder), []
 
-    def examples() -> Iterator[records.Example]:
+    def examples() -> Iterator[tfrecord.Example]:
         for number, item in enumerate(job.plan.found):
             watch.begin(number)
             read, perceptual_hash = None, ''
@@ -90,11 +90,11 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
             stamp = (read.bytes, read.mtime_ns, read.sha256) if read else (item.bytes, item.mtime_ns, '')
             sources.append(Source(item.source, item.label, *stamp, -1, reason, perceptual_hash))
             if not reason:
-                yield records.Example(image.stored, job.classes.index(item.label), item.source, read.sha256)
+                yield tfrecord.Example(image.stored, job.classes.index(item.label), item.source, read.sha256)
             elif job.on_bad_image == 'fail' and not perceptual_hash:
                 raise UserError(f'{os.path.join(job.root, item.source)}: {reason} (--on_bad_image=fail).')
 
-    shard, offsets = records.write_shard(folder / job.plan.file, examples(), job.classes)
+    shard, offsets = tfrecord.write_shard(folder / job.plan.file, examples(), job.classes)
     of_record = iter(offsets)
     sources = [item if item.reason else item._replace(offset=next(of_record)) for item in sources]
     mtime_ns = (folder / job.plan.file).stat().st_mtime_ns

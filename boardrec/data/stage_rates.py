@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import tensorflow as tf
 
-from boardrec.data import augment, images, input_pipeline, order, records
+from boardrec.data import augment, images, input_pipeline, order, tfrecord
 from boardrec.data.augment import Views
 from boardrec.data.records import RecordSet
 
@@ -44,7 +44,7 @@ def measure(record_set: RecordSet, split: str, *, image_size: tuple[int, int], b
 
     def decode(serialized: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> tuple[tf.Tensor, ...]:
         box = augment.crop_box(views, view=view, record_id=record_id)
-        stored, _ = records.parse_example(serialized)
+        stored, _ = tfrecord.parse_example(serialized)
         return images.decode_stored(stored, record_set.manifest.storage, *image_size, box), record_id, view
 
     def change(image: tf.Tensor, record_id: tf.Tensor, view: tf.Tensor) -> tf.Tensor:

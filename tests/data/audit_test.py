@@ -3,8 +3,8 @@
 import json
 import random
 
-from damage import flip
 import pytest
+from record_sets import flip
 
 from boardrec.config import UserError
 from boardrec.data import audit, records

@@ -15,7 +15,7 @@ from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, journal, records, scan, shards, workers
+from boardrec.data import convert, files, journal, records, scan, shards, tfrecord, workers
 from boardrec.data import images as image_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -512,7 +512,7 @@ def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converte
     """The old set is there until all shards of the new one are built; then there is none until that is."""
     images, out, run = converted
     before, seen = records.read_manifest(out), []
-    build, write_index, write_metadata = shards.build, records.write_index, records.write_tfds_metadata
+    build, write_index, write_metadata = shards.build, records.write_index, tfrecord.write_tfds_metadata
 
     def looking(function, expected):
         def call(*args):
@@ -526,7 +526,7 @@ def test_a_reader_never_takes_a_set_that_is_being_replaced_for_complete(converte
 
     monkeypatch.setattr(shards, 'build', looking(build, True))
     monkeypatch.setattr(records, 'write_index', looking(write_index, False))
-    monkeypatch.setattr(records, 'write_tfds_metadata', looking(write_metadata, False))
+    monkeypatch.setattr(tfrecord, 'write_tfds_metadata', looking(write_metadata, False))
     shutil.copy(images / 'a' / 'board001.png', images / 'b' / 'more.png')
     run(overwrite=True)
     assert True in seen and seen.count(False) == 2
@@ -647,7 +647,7 @@ def test_records_hold_what_the_manifest_says_and_a_second_run_does_nothing(
     record_set = records.open_record_set(out)
     for record_id, source in enumerate(record_set.sources):
         made = image_lib.prepare((images / source).read_bytes(), manifest.storage)
-        assert records.read_image(record_set, record_id) == made.stored
+        assert tfrecord.read_image(record_set, record_id) == made.stored
     assert {row.sha256 for row in records.read_index(out)} == {files.sha256_of(images / name)
                                                                for name in record_set.sources}
     before = stamps(out)
@@ -664,7 +664,7 @@ def test_a_changed_file_is_noticed_where_records_hold_other_bytes_too(tmp_path, 
     shutil.copy(images / 'b' / 'board001.png', images / 'a' / 'board001.png')
     convert_here(images, tmp_path / 'out', **settings)
     record_set = records.open_record_set(tmp_path / 'out')
-    one, other = (records.read_image(record_set, record_set.sources.index(f'{label}/board001.png')) for label in 'ab')
+    one, other = (tfrecord.read_image(record_set, record_set.sources.index(f'{label}/board001.png')) for label in 'ab')
     assert one == other
 
 

@@ -3,9 +3,9 @@
 import pathlib
 import shutil
 
-from damage import flip
 import numpy as np
 import pytest
+from record_sets import flip
 import tensorflow as tf
 
 from boardrec.data import framing

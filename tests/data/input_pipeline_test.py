@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from boardrec.config import UserError
-from boardrec.data import augment, images, input_pipeline, order, records
+from boardrec.data import augment, images, input_pipeline, order, records, tfrecord
 from boardrec.data.augment import Views
 
 SIZE = (24, 20)
@@ -89,7 +89,7 @@ def test_the_number_of_threads_changes_nothing(opened, source_pixels, threads):
 
 def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, monkeypatch):
     """Every other block comes late, so that the next one is there first."""
-    read_from = records.read_from
+    read_from = tfrecord.read_from
 
     def wait(offset):
         time.sleep(0.02 * (offset % 2))
@@ -99,7 +99,7 @@ def test_a_disk_that_is_slow_at_times_changes_nothing(opened, source_pixels, mon
         late = tf.data.Dataset.from_tensors(offset).map(lambda offset: tf.numpy_function(wait, [offset], tf.bool))
         return late.flat_map(lambda _: read_from(path, offset, buffer_bytes))
 
-    monkeypatch.setattr(records, 'read_from', slow)
+    monkeypatch.setattr(tfrecord, 'read_from', slow)
     got, _ = collected(train(opened, seed=3, epoch=2))
     expected = expected_ids(opened, seed=3, epoch=2)
     np.testing.assert_array_equal(got.record_ids, expected)
@@ -377,7 +377,7 @@ def test_pad_takes_a_batch_of_features_of_any_rank_and_type():
 
 def test_an_empty_split_gives_no_batch(opened, tmp_path):
     manifest = opened.manifest
-    shard, _ = records.write_shard(tmp_path / records.shard_file('val', 0, 1), [], manifest.class_names)
+    shard, _ = tfrecord.write_shard(tmp_path / records.shard_file('val', 0, 1), [], manifest.class_names)
     empty = opened._replace(folder=tmp_path, manifest=dataclasses.replace(
         manifest, splits={'val': records.Split(0, 1, shard.class_counts)}, shards=[shard]))
     assert list(evaluate(empty, 'val')) == []
@@ -401,9 +401,9 @@ def test_a_damaged_record_raises_and_is_never_skipped(record_set_path, tmp_path,
 
 @pytest.mark.parametrize('dataset', [train, evaluate])
 def test_a_record_whose_image_does_not_decode_raises(tmp_path, dataset, opened):
-    encoded = [images.PNG_MAGIC if i == 3 else records.read_image(opened, i) for i in range(6)]
-    shard, offsets = records.write_shard(
-        tmp_path / records.shard_file('train', 0, 1), [records.Example(data, 0, '', '') for data in encoded],
+    encoded = [images.PNG_MAGIC if i == 3 else tfrecord.read_image(opened, i) for i in range(6)]
+    shard, offsets = tfrecord.write_shard(
+        tmp_path / records.shard_file('train', 0, 1), [tfrecord.Example(data, 0, '', '') for data in encoded],
         opened.manifest.class_names)
     damaged = opened._replace(
         folder=tmp_path, offsets=np.array(offsets, np.int64), manifest=dataclasses.replace(
@@ -487,7 +487,7 @@ def test_views_without_end_are_cropped_from_the_photograph_and_new_each_epoch(op
         for pixels, record_id in zip(got.inputs[:10], got.record_ids[:10], strict=True):
             which = {'view': tf.constant(epoch, tf.int64), 'record_id': tf.constant(record_id)}
             box = augment.crop_box(FRESH, **which)
-            cropped = images.decode(tf.constant(records.read_image(opened, record_id)), *SIZE, box)
+            cropped = images.decode(tf.constant(tfrecord.read_image(opened, record_id)), *SIZE, box)
             np.testing.assert_array_equal(pixels, augment.augment(cropped, FRESH, **which))
         seen.append(got.inputs[np.argsort(got.record_ids)])
     assert np.mean(np.any(seen[0] != seen[1], axis=(1, 2, 3))) > 0.9

@@ -16,7 +16,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import files, framing, records, tfds_source
+from boardrec.data import files, framing, records, tfds_source, tfrecord
 
 TOOL = pathlib.Path(__file__).parents[2] / 'tools' / 'make_records.py'
 CLASSES = ['zinc', 'copper']  # not in sorted order
@@ -85,7 +85,7 @@ def as_tfds_reads(folder, image='image', label='label'):
 def as_we_read(folder):
     """{source: (split, image's bytes, class)} of a record set."""
     record_set = records.open_record_set(folder)
-    stored = dict(records.read_images(record_set, range(len(record_set.sources))))
+    stored = dict(tfrecord.read_images(record_set, range(len(record_set.sources))))
     return {row.source: (row.split, stored[row.record_id], row.label) for row in records.read_index(folder)}
 
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from boardrec import cli
 from boardrec.config import UserError
-from boardrec.data import audit, augment, images, records
+from boardrec.data import audit, augment, images, records, tfrecord
 from boardrec.training import feed
 
 
@@ -42,7 +42,7 @@ def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, caps
     ids = record_set.split_range('val')
     for row in (0, 7):
         number = ids[len(ids) * row // 8]
-        data = tf.constant(records.read_image(record_set, number))
+        data = tf.constant(tfrecord.read_image(record_set, number))
         for column in range(1 + columns):
             pixels = images.decode(data, 24, 30)
             if column:
@@ -154,7 +154,7 @@ def test_a_contact_sheet_shows_records_spread_over_a_split(record_set_path, tmp_
     record_set = records.open_record_set(record_set_path)
     ids = record_set.split_range('train')
     for place in (0, 1, 6, 47):
-        data = tf.constant(records.read_image(record_set, ids[len(ids) * place // 48]))
+        data = tf.constant(tfrecord.read_image(record_set, ids[len(ids) * place // 48]))
         top, left = place // 6 * 56 + 28, 4 + place % 6 * 34
         np.testing.assert_array_equal(sheet[top:top + 24, left:left + 30], images.decode(data, 24, 30))
         assert (sheet[top - 28:top, left:left + 30] < 128).any()  # its caption
@@ -192,4 +192,4 @@ def test_raw_pixels_are_extracted_and_measured(image_folder, convert_here, tmp_p
     assert [line.split()[6:] for line in lines[-3:-1]] == [['2', '0', '0', '2', *['20'] * 3, *['24'] * 3]] * 2
     run(capsys, folder, extract=3)
     with Image.open(tmp_path / 'record3.png') as image:
-        assert image.tobytes() == records.read_image(records.open_record_set(folder), 3) and image.size == (24, 20)
+        assert image.tobytes() == tfrecord.read_image(records.open_record_set(folder), 3) and image.size == (24, 20)

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 
 from boardrec.config import TrainConfig
-from boardrec.data import augment, images, input_pipeline, order, records
+from boardrec.data import augment, images, input_pipeline, order, records, tfrecord
 from boardrec.data.augment import AS_IT_IS, Views
 from boardrec.training import cut, distribute, feature_store, features, model, optim, steps
 from boardrec.training.feature_store import Opened
@@ -194,7 +194,7 @@ def view_of(record_set, split, view):
     for number in ids:
         which = {'view': tf.constant(view, tf.int64), 'record_id': number}
         box = augment.crop_box(MIRRORED, **which)  # of the photograph, before it is resized
-        cropped = images.decode(tf.constant(records.read_image(record_set, int(number))), 32, 32, box)
+        cropped = images.decode(tf.constant(tfrecord.read_image(record_set, int(number))), 32, 32, box)
         shown.append(augment.augment(cropped, MIRRORED, **which))
     return tf.stack(shown)
 
