@@ -64,8 +64,8 @@ def measure(root: str, sources: Sequence[scan.Found], storage: Storage) -> Measu
             one = images.prepare(source_file.read(root, source, sys.maxsize).data, storage)
         except (OSError, images.Rejected):  # changed since it was converted
             continue
-        again = images.decode_stored(one.stored, storage, *one.pixels.shape[:2]).numpy()
-        errors.append(_mean_square(again.astype(np.float32) - one.pixels))
+        again = images.decode_stored(one.stored, storage, one.image.height, one.image.width).numpy()
+        errors.append(_mean_square(again.astype(np.float32) - np.asarray(one.image)))
         prepared.append(one)
         if time.perf_counter() - start > _PREPARATION_SECONDS:
             break

@@ -527,7 +527,7 @@ def test_raw_records_are_read_as_the_pixels_that_were_stored(raw_set, source_ima
     np.testing.assert_array_equal(np.sort(got.record_ids), raw_set.split_range('train'))
     for pixels, record_id in zip(got.inputs, got.record_ids, strict=True):
         data = (source_images / raw_set.sources[record_id]).read_bytes()
-        np.testing.assert_array_equal(pixels, images.prepare(data, raw_set.manifest.storage).pixels)
+        np.testing.assert_array_equal(pixels, images.prepare(data, raw_set.manifest.storage).image)
     np.testing.assert_array_equal(got.labels, raw_set.labels[got.record_ids])
 
 

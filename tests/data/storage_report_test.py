@@ -45,7 +45,7 @@ def test_the_psnr_is_that_of_the_mean_error_of_what_is_stored_against_the_resize
     for name in names:
         made = images.prepare((folder / name).read_bytes(), JPEG)
         again = tf.io.decode_jpeg(made.stored, channels=3, dct_method='INTEGER_ACCURATE').numpy()
-        errors.append(np.mean((again.astype(float) - made.pixels)**2))
+        errors.append(np.mean((again.astype(float) - np.asarray(made.image))**2))
         before, after = before + len(made.normalised), after + len(made.stored)
     measured = measure(folder, names, JPEG)
     assert measured.psnr == pytest.approx(10 * np.log10(255**2 / np.mean(errors)))
