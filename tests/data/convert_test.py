@@ -1,123 +1,17 @@
 """From a folder of images to a record set: what goes where, what is refused, what a second or a killed run does."""
 
-import json
 import os
-import pathlib
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 
-import numpy as np
-from PIL import Image
+from conversions import outcome, stamps, touch, tree_sums
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import convert, files, journal, records, scan, shards, tfrecord, workers
 from boardrec.data import images as image_lib
-
-ROOT = pathlib.Path(__file__).parents[2]
-TOOL = ROOT / 'tools' / 'make_records.py'
-
-
-def settings(input_dir, output_dir='unused', **others):
-    return ConvertConfig(input_dir=str(input_dir), output_dir=str(output_dir), **others)
-
-
-def touch(folder, *names, content=b'not an image'):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def set_files(folder):
-    """The files of a record set, without the converter's journal."""
-    return [path for path in folder.iterdir() if path.name != journal.FOLDER]
-
-
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in set_files(folder)}
-
-
-def stamps(folder):
-    return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in set_files(folder)}
-
-
-def outcome(folder):
-    """What became of each file: {source: split or reason}."""
-    rows = {row.source: row.split for row in records.read_index(folder)}
-    rejected = {source: reason for source, reason, _ in records.read_rejected(folder)}
-    assert not set(rows) & set(rejected)
-    return rows | rejected
-
-
-class Silent:
-    """A worker's watch that nobody looks at."""
-
-    def begin(self, item):
-        pass
-
-    def end(self):
-        pass
-
-
-def build(images, folder, shard_plan, *, skipped=None, max_bytes=1 << 30, on_bad_image='reject'):
-    """Builds a shard in this process; what its journal says."""
-    job = shards.Job(str(images), str(folder), shard_plan, ['a', 'b'], records.KEEP, max_bytes, image_lib.Limits(),
-                      on_bad_image)
-    rejected = shards.build(job, skipped or {}, Silent())
-    built = journal.read(folder, shard_plan.file)
-    assert rejected == len(built.rejected())
-    return built
-
-
-# Places
-
-
-NAMES = [f'class{i % 2}/img_{i:04d}.jpg' for i in range(2000)]
-
-
-def found_items(count, size=1000):
-    return [scan.Found(name, 'train', name[:6], size) for name in NAMES[:count]]
-
-
-def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
-    plans = shards.plan(found_items(2000), 100_000)
-    assert [shard.file for shard in plans] == [records.shard_file('train', i, 20) for i in range(20)]
-    assert sorted(item.source for shard in plans for item in shard.found) == sorted(NAMES)
-    counts = [len(shard.found) for shard in plans]
-    assert 100 - 4 * 10 < min(counts) and max(counts) < 100 + 4 * 10  # binomial, standard deviation 10
-
-
-def test_a_files_place_depends_on_its_path_alone():
-    places = [[item.source for item in shard.found] for shard in shards.plan(found_items(6), 3000)]
-    assert places == PLACES, 'a change gives every record set other bytes: never renew these'
-
-
-PLACES = [
-    ['class0/img_0004.jpg', 'class0/img_0000.jpg', 'class1/img_0003.jpg'],
-    ['class1/img_0005.jpg', 'class1/img_0001.jpg', 'class0/img_0002.jpg'],
-]
-
-
-def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files():
-    found = found_items(400)
-    plans = shards.plan(found, 100_000)
-    assert shards.plan(found[::-1], 100_000) == plans
-    for shard in plans:
-        labels = [item.label for item in shard.found]
-        runs = 1 + sum(a != b for a, b in zip(labels, labels[1:], strict=False))
-        assert runs == pytest.approx(len(labels) / 2 + 1, abs=4 * np.sqrt(len(labels)) / 2), 'as in a uniform shuffle'
-
-
-def test_a_split_has_at_least_one_shard_and_splits_stand_in_their_order():
-    found = [scan.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
-    assert [(shard.file, shard.split) for shard in shards.plan(found, 1 << 30)] == [
-        (records.shard_file(split, 0, 1), split) for split in ('train', 'val', 'test')]
-
 
 # What is found
 
@@ -167,16 +61,6 @@ def test_a_class_may_be_a_link_to_a_folder_elsewhere(tmp_path, image_folder, con
     sources = outcome(tmp_path / 'out')
     assert len(sources) == 12
     assert 'positive/board000.jpg' in sources, 'named by the link, not by where it leads'
-
-
-def test_a_file_that_vanishes_during_the_conversion_is_rejected(tmp_path, image_folder):
-    images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
-    found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = shards.plan(found, 1 << 20)
-    (images / 'a' / 'board001.png').unlink()
-    built = build(images, tmp_path, shard_plan)
-    assert built.rejected() == [scan.Rejection('a/board001.png', 'unreadable: No such file or directory')]
-    assert (built.shard.records, len(built.made())) == (3, 3)
 
 
 def test_names_that_are_hard_to_write_down_survive(tmp_path, image_folder, convert_here):
@@ -545,15 +429,6 @@ def test_a_second_converter_on_one_folder_is_refused(converted):
     run()
 
 
-def test_a_file_whose_decoder_crashed_is_rejected_by_name(tmp_path, image_folder):
-    images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
-    found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = shards.plan(found, 1 << 20)
-    built = build(images, tmp_path, shard_plan, skipped={2: workers.CRASH})
-    bad = shard_plan.found[2].source
-    assert built.rejected() == [scan.Rejection(bad, 'decoder error: it crashed', files.sha256_of(images / bad))]
-
-
 def test_a_file_whose_decoder_crashed_is_tried_again(converted, monkeypatch):
     """Its worker may have died of something else, such as a lack of memory."""
     images, out, run = converted
@@ -567,35 +442,6 @@ def test_a_file_whose_decoder_crashed_is_tried_again(converted, monkeypatch):
     run()
     assert 'decoder error: it crashed' not in outcome(out).values()
     assert set(tree_sums(out)) == set(before)
-
-
-def test_a_file_of_too_many_bytes_is_rejected_unread(tmp_path, image_folder):
-    images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
-    large = images / 'a' / 'large.jpg'
-    with open(large, 'wb') as file:
-        file.truncate(10_001)
-    found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = shards.plan(found, 1 << 20)
-    built = build(images, tmp_path, shard_plan, max_bytes=10_000)
-    assert built.rejected() == [
-        scan.Rejection('a/large.jpg', 'too large: 10001 bytes, at most 10000', files.sha256_of(large))]
-
-
-def test_a_file_that_changes_while_it_is_read_is_rejected(tmp_path, image_folder, monkeypatch):
-    images = image_folder({'a': 3, 'b': 1}, folder=tmp_path / 'images')
-    found, _ = scan.scan(settings(images, splits='train:1'))
-    shard_plan, = shards.plan(found, 1 << 20)
-    fstat, ticks = os.fstat, iter(range(10**6))
-
-    def restless(descriptor):
-        path = os.readlink(f'/proc/self/fd/{descriptor}')
-        if path.endswith('board001.png'):
-            os.utime(path, ns=(10**18, 10**18 + next(ticks)))
-        return fstat(descriptor)
-
-    monkeypatch.setattr(os, 'fstat', restless)
-    built = build(images, tmp_path, shard_plan)
-    assert [row[:2] for row in built.rejected()] == [('a/board001.png', 'unreadable: it changes while it is read')]
 
 
 def test_the_listing_order_changes_nothing(converted, tmp_path, convert_here, monkeypatch):
@@ -627,6 +473,16 @@ def test_an_error_at_the_end_leaves_no_manifest_and_the_same_command_goes_on(con
     monkeypatch.setattr(shards, 'build', None)
     run()
     assert 'b/more.png' in outcome(out)
+
+
+def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, tmp_path):
+    source = image_folder({'train/a': 4, 'train/b': 4, 'val/a': 2, 'val/b': 2})
+    for path in source.glob('val/*/*'):
+        path.write_bytes(b'')
+    manifest = convert_here(source, tmp_path / 'records')
+    assert list(manifest.splits) == ['train'] and len(records.read_rejected(tmp_path / 'records')) == 4
+    assert not list((tmp_path / 'records').glob('*-val.*'))
+    assert convert_here(source, tmp_path / 'records') == manifest  # nothing to do
 
 
 # Resized and encoded anew
@@ -690,174 +546,6 @@ def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_fo
     ({'encoding': 'raw', 'image_size': '2000x3000', 'resize': 'squash'}, 536),
 ], ids=str)
 def test_shards_are_as_large_as_asked_for_by_what_they_will_hold(settings, expected):
-    found = found_items(1000, size=32 * 150 * 1049)
+    found = [scan.Found(f'a/{i:04d}.jpg', 'train', 'a', 32 * 150 * 1049) for i in range(1000)]
     config = ConvertConfig(input_dir='unused', output_dir='unused', **settings)
     assert len(shards.plan(found, convert.source_bytes_a_shard(config, found))) == expected
-
-
-# As a command, with real worker processes
-
-
-def command(*args, **options):
-    return subprocess.Popen([sys.executable, str(TOOL), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            text=True, start_new_session=True, **options)
-
-
-def finished(process):
-    """(exit status, standard output, standard error)."""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
-
-
-@pytest.fixture(scope='module')
-def mistakes(tmp_path_factory):
-    """A folder with some images, an output folder that holds something else, and nothing named `nowhere`."""
-    folder = tmp_path_factory.mktemp('mistakes')
-    touch(folder, 'images/a/1.png', 'images/b/2.png', 'other/thesis.docx', 'one_class/a/1.png', 'empty_class/a/1.png',
-          'empty_class/b/1.png')
-    (folder / 'empty_class' / 'c').mkdir()
-    (folder / 'empty').mkdir()
-    return folder
-
-
-@pytest.mark.parametrize(('args', 'match'), [
-    (['--input_dir=nowhere', '--output_dir=out'], '--input_dir=nowhere: there is no such folder'),
-    (['--input_dir=images'], '--output_dir is missing'),
-    (['--input_dir=images', '--output_dir=out', '--worker=2'], "Unknown command line flag 'worker'"),
-    (['--input_dir=images', '--output_dir=out', 'images'], "'images' is not a flag"),
-    (['--input_dir=images', '--output_dir=out', '--shard_mib=0'], '--shard_mib=0: must be at least 1'),
-    (['--input_dir=images', '--splits=train:1', '--output_dir=other'], 'holds thesis.docx'),
-    (['--input_dir=images', '--output_dir=images/records'], 'lies within --input_dir'),
-    (['--input_dir=empty', '--output_dir=out'], 'no files in it'),
-    (['--input_dir=one_class', '--output_dir=out'], 'only one class'),
-    (['--input_dir=empty_class', '--output_dir=out'], 'a class with no images'),
-], ids=lambda value: value[-1] if isinstance(value, list) else '')
-def test_a_mistake_ends_with_status_2_and_one_line(mistakes, args, match):
-    status, _, err = finished(command(*args, cwd=mistakes))
-    assert status == 2
-    assert err.startswith('error: ')
-    assert match in err
-    assert err.count('\n') == 1
-    assert not (mistakes / 'out').exists()
-
-
-def group(process):
-    """The processes of a command's session that are alive, by their command lines."""
-    found = {}
-    for entry in pathlib.Path('/proc').iterdir():
-        try:
-            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
-                line = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
-                if line:  # a zombie has none
-                    found[int(entry.name)] = line
-        except (OSError, ProcessLookupError):
-            continue
-    return found
-
-
-def wait_until(condition, process, seconds=100):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def assert_nothing_is_left(process, seconds):
-    """A process that was told to end may take a moment."""
-    deadline = time.monotonic() + seconds
-    while (left := group(process)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert left == {}
-
-
-@pytest.fixture(scope='module')
-def slow_images(tmp_path_factory, image_folder):
-    """27 images; three, one in each shard of 9 MiB, take a worker half a second."""
-    images = image_folder({'a': 12, 'b': 12}, folder=tmp_path_factory.mktemp('slow') / 'images')
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), dtype=np.uint8)
-    path = images / 'a' / 'slow0.tiff'
-    Image.fromarray(noise).save(path)
-    for i in (1, 2):
-        (images / ('a' if i % 2 else 'b') / f'slow{i}.tiff').symlink_to(path)
-    return images
-
-
-proc = pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
-
-
-@proc
-def test_ctrl_c_stops_every_process_and_the_same_command_completes_with_the_bytes_of_any_other(
-        slow_images, tmp_path, convert_here):
-    """Two workers and no worker write the same files; the next test adds one worker."""
-    out = tmp_path / 'out'
-    args = [f'--input_dir={slow_images}', f'--output_dir={out}', '--splits=train:1', '--shard_mib=9', '--workers=2']
-    process = command(*args)
-    wait_until(lambda: list((out / journal.FOLDER).glob('.tmp-boardrec-*')), process)
-    assert len(group(process)) >= 3
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
-    status, _, err = finished(process)
-    assert status == 130
-    assert err.endswith('Interrupted; the same command goes on from what is complete.\n')
-    assert 'Traceback' not in err
-    assert_nothing_is_left(process, 5)
-    assert set_files(out) == []
-
-    status, text, err = finished(command(*args))
-    assert (status, 'Traceback' in err) == (0, False), err
-    assert re.search('out: 27 records in 3 shards', text)
-    convert_here(slow_images, tmp_path / 'here', shard_bytes=9 << 20, splits='train:1')
-    assert tree_sums(out) == tree_sums(tmp_path / 'here')
-
-
-def worker_pids(process):
-    return [pid for pid, line in group(process).items() if 'spawn_main' in line]
-
-
-@proc
-def test_ctrl_c_while_the_workers_start_is_told_in_one_line_too(slow_images, tmp_path):
-    process = command(f'--input_dir={slow_images}', f'--output_dir={tmp_path / "out"}', '--workers=1')
-    wait_until(lambda: worker_pids(process), process)
-    time.sleep(0.1)  # Python runs, its modules are being imported
-    os.killpg(process.pid, signal.SIGINT)
-    status, _, err = finished(process)
-    assert (status, err) == (130, 'Interrupted; the same command goes on from what is complete.\n')
-    assert_nothing_is_left(process, 5)
-
-
-@proc
-def test_workers_do_not_outlive_a_parent_that_is_killed(slow_images, tmp_path):
-    process = command(f'--input_dir={slow_images}', f'--output_dir={tmp_path / "out"}', '--workers=1')
-    wait_until(lambda: worker_pids(process), process)
-    time.sleep(0.5)  # the worker is busy with TensorFlow
-    process.kill()
-    assert process.wait() == -signal.SIGKILL
-    assert_nothing_is_left(process, 20)
-    process.communicate()
-
-
-def test_one_worker_writes_the_same_bytes_and_the_parent_stays_without_tensorflow(tmp_path, image_folder, convert_here):
-    images = image_folder({'a': 6, 'b': 6}, folder=tmp_path / 'images')
-    touch(images, 'a/broken.png')
-    code = ('import json, sys\nfrom boardrec.config import ConvertConfig\nfrom boardrec.data import convert\n'
-            'convert.convert(ConvertConfig(**json.loads(sys.argv[1])))\n'
-            'print(json.dumps([name for name in ("tensorflow", "keras") if name in sys.modules]))')
-    settings = {'encoding': 'jpeg', 'image_size': '16', 'resize': 'squash', 'max_bad_fraction': 0.1}
-    given = json.dumps({'input_dir': str(images), 'output_dir': str(tmp_path / 'out'), 'workers': 1, **settings})
-    done = subprocess.run([sys.executable, '-c', code, given], capture_output=True, text=True, check=False, timeout=120)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout.splitlines()[-1]) == []
-    assert done.stderr == ''
-    assert re.search(r'^jpeg: .* \(12 images measured\)$', done.stdout, re.MULTILINE)
-    convert_here(images, tmp_path / 'here', shard_bytes=32 << 20, **settings)
-    assert tree_sums(tmp_path / 'out') == tree_sums(tmp_path / 'here')
-
-
-def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, tmp_path):
-    source = image_folder({'train/a': 4, 'train/b': 4, 'val/a': 2, 'val/b': 2})
-    for path in source.glob('val/*/*'):
-        path.write_bytes(b'')
-    manifest = convert_here(source, tmp_path / 'records')
-    assert list(manifest.splits) == ['train'] and len(records.read_rejected(tmp_path / 'records')) == 4
-    assert not list((tmp_path / 'records').glob('*-val.*'))
-    assert convert_here(source, tmp_path / 'records') == manifest  # nothing to do
