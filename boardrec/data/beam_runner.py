@@ -40,8 +40,8 @@ def check(options: str) -> None:
 
 
 def build(folder: pathlib.Path, jobs: Sequence[shards.Job], options: str, limits: workers.Limits,
-          look: Callable[[int], None] = lambda _: None) -> Iterator[int]:
-    """Builds shards into a journal's folder; yields how many files of each can be no record.
+          look: Callable[[int], None] = lambda _: None) -> Iterator[list[scan.Rejection]]:
+    """Builds shards into a journal's folder; yields which files of each can be no record.
 
     Closing it ends the pipeline. `look` is called with the number of images that are done. What a worker raised is
     raised here. Raises UserError if the pipeline fails. What Beam says is in the journal's beam.log.

@@ -1,36 +1,38 @@
 """Built shards become a record set: they take their places, index and TFDS files follow, the manifest comes last."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
+import dataclasses
 import os
 import pathlib
 
 from boardrec.config import SPLITS, UserError
-from boardrec.data import files, journal, records, scan, tfrecord, workers
+from boardrec.data import files, journal, leaks, records, scan, tfrecord, workers
 from boardrec.data.records import Storage
 from boardrec.data.shards import ShardPlan
 
 
 def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans: list[ShardPlan],
-            rejected: list[scan.Rejection], duplicates: Callable[[], Iterable[records.Duplicate]], classes: list[str],
-            storage: Storage) -> tuple[records.Manifest, bool]:
-    """Makes the built shards a record set, the manifest last; whether there was anything to do for that.
-
-    `duplicates` gives the rows of duplicates.csv.
-    """
-    shards, counts, rejected, dropped = {}, {}, list(rejected), Counter()
+           rejected: list[scan.Rejection], leaked: leaks.Leaks, classes: list[str], storage: Storage
+           ) -> tuple[records.Manifest, bool]:
+    """Makes the built shards a record set, the manifest last; whether there was anything to do for that."""
+    journal.sweep(folder)
+    shards, counts, rejected, dropped = {}, {}, list(rejected), leaked.dropped()
+    lost = Counter()  # what was dropped of each class
     for one in plans:
         built = journal.load(folder, one.file)
-        shards[one.file] = built.shard
-        counts.setdefault(one.split, Counter()).update(built.shard.class_counts)
-        rejected += built.rejected()
-        dropped.update(item.label for item in built.sources if item.is_dropped)
+        # In the order of the classes that there are now; they may be more than there were.
+        of_class = {name: built.shard.class_counts.get(name, 0) for name in classes}
+        shards[one.file] = dataclasses.replace(built.shard, class_counts=of_class)
+        counts.setdefault(one.split, Counter()).update(of_class)
+        rejected += (row._replace(reason=dropped.get(row.source, row.reason)) for row in built.rejected())
+        lost.update(item.label for item in built.sources if item.is_dropped)
     rejected.sort()
     trained = counts.get('train', {})
     lacking = [name for name in classes if not trained.get(name)]
     if lacking:
         records.write_rejected(folder, rejected)
-        why = ' or, by --on_leak=drop_from_train, dropped' if dropped[lacking[0]] else ''
+        why = ' or, by --on_leak=drop_from_train, dropped' if lost[lacking[0]] else ''
         raise UserError(f'every training image of class {lacking[0]!r} was rejected{why}: see '
                         f'{folder / records.REJECTED}.')
     plans = [one for one in plans if counts[one.split].total()]  # TFDS reads no empty split
@@ -41,7 +43,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
         class_names=classes, encoding=storage.encoding, image_size=size, resize=storage.resize, quality=storage.quality,
         splits=splits, shards=[shards[one.file] for one in plans],
         index_sha256=records.index_sha256(_rows(folder, plans)))
-    if _is_there(output, folder, manifest, rejected, duplicates):
+    if _is_there(output, folder, manifest, rejected, leaked):
         return manifest, False
     # From here to the end there is no manifest: a reader finds no set rather than half of two.
     (output / records.MANIFEST).unlink(missing_ok=True)
@@ -58,7 +60,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
         if place.parent == folder:
             os.replace(place, output / one.file)
     records.write_rejected(output, rejected)
-    records.write_duplicates(output, duplicates())
+    records.write_duplicates(output, leaked.rows())
     records.write_index(output, _rows(folder, plans))
     pool.call(tfrecord.write_tfds_metadata, output, manifest)  # a worker, because TFDS imports TensorFlow
     records.write_manifest(output, manifest)
@@ -66,13 +68,13 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
 
 
 def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Manifest,
-              rejected: list[scan.Rejection], duplicates: Callable[[], Iterable[records.Duplicate]]) -> bool:
+              rejected: list[scan.Rejection], leaked: leaks.Leaks) -> bool:
     """Whether all of the set is in its place already."""
     try:
         return (records.read_manifest(output) == manifest
                 and files.sha256_of(output / records.INDEX) == manifest.index_sha256
-                and records.read_rejected(output) == [tuple(row) for row in rejected]
-                and files.sha256_of(output / records.DUPLICATES) == records.duplicates_sha256(duplicates())
+                and files.sha256_of(output / records.REJECTED) == records.rejected_sha256(rejected)
+                and files.sha256_of(output / records.DUPLICATES) == records.duplicates_sha256(leaked.rows())
                 and all((output / name).is_file() for name in records.TFDS_FILES)
                 and all(journal.place(folder, journal.load(folder, shard.file)) == output / shard.file
                         for shard in manifest.shards))

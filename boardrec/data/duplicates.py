@@ -67,11 +67,12 @@ def near_pairs(hashes: np.ndarray, groups: np.ndarray, distance: int) -> Found:
     pairs, cut = _collect(found)
     members = np.minimum(of.counts, _MOST_MEMBERS)
     cut += int((of.counts[pairs].prod(axis=1) - members[pairs].prod(axis=1)).sum())
-    enough = np.cumsum(members[pairs].prod(axis=1)) <= MOST_PAIRS
-    cut += int(members[pairs[~enough]].prod(axis=1).sum())
-    pairs = pairs[enough]
-    left, right = _products(members[pairs[:, 0]], members[pairs[:, 1]])
-    starts = of.starts[np.repeat(pairs, members[pairs].prod(axis=1), axis=0)]
+    counts = members[pairs]
+    fits = _fit(counts.prod(axis=1))
+    cut += int((counts[~fits].prod(axis=1) - 1).sum())
+    counts[~fits] = 1
+    left, right = _products(counts[:, 0], counts[:, 1])
+    starts = of.starts[np.repeat(pairs, counts.prod(axis=1), axis=0)]
     return Found(of.order[starts + np.stack([left, right], axis=1)], cut)
 
 
@@ -82,8 +83,9 @@ def members(of: Entries, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray, int
     """
     counts = of.counts[pairs]
     totals = counts.sum(axis=1) - 1
-    enough = np.cumsum(totals) <= MOST_PAIRS
-    cut, counts, totals, pairs = int(totals[~enough].sum()), counts[enough], totals[enough], pairs[enough]
+    fits = _fit(totals)
+    cut = int((totals[~fits] - 1).sum())
+    counts[~fits], totals[~fits] = 1, 1
     origin = np.repeat(np.arange(len(pairs)), totals)
     number = np.arange(len(origin)) - np.repeat(np.cumsum(totals) - totals, totals)
     left = np.where(number < counts[origin, 0], number, 0)
@@ -141,6 +143,13 @@ def _collect(found: Iterator[tuple[np.ndarray, np.ndarray, int]]) -> Found:
             break
     pairs = np.concatenate(parts)
     return Found(pairs[np.lexsort(pairs.T[::-1])], cut)
+
+
+def _fit(totals: np.ndarray) -> np.ndarray:
+    """Which of these may be had in full, so that all come to MOST_PAIRS with one of each other: the smaller ones."""
+    order, fits = np.argsort(totals, kind='stable'), np.ones(len(totals), bool)
+    fits[order] = np.cumsum(totals[order] - 1) <= MOST_PAIRS - len(totals)
+    return fits
 
 
 def _products(lefts: np.ndarray, rights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -132,6 +132,8 @@ def _normalise(data: bytes, limits: Limits) -> tuple[bytes, tf.Tensor]:
     try:
         # The op itself: tf.io.decode_jpeg takes a tenth longer to pass bytes on.
         pixels = tf.raw_ops.DecodeJpeg(contents=data, channels=3, dct_method=_DCT)
+    except tf.errors.ResourceExhaustedError:
+        raise MemoryError from None
     except tf.errors.InvalidArgumentError as error:
         # Without where in TensorFlow's graph it happened.
         message = re.sub(r'\{\{.*?\}\} *| *\[Op:.*', '', _first_line(error.message))

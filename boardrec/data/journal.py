@@ -53,6 +53,7 @@ class Built(NamedTuple):
     shard: Shard
     mtime_ns: int  # of the shard's file
     sources: list[Source]
+    hash_version: int = 0  # perceptual.VERSION
 
     def made(self) -> list[Source]:
         """Those that are records."""
@@ -66,9 +67,10 @@ class Built(NamedTuple):
         """Those of them that could be records, with the reason."""
         return {item.source: item.reason for item in self.sources if item.is_dropped}
 
-    def bad(self) -> int:
-        """How many could not."""
-        return sum(item.offset < 0 and not item.is_dropped for item in self.sources)
+    def bad(self) -> list[scan.Rejection]:
+        """Those of them that could not."""
+        return [row for row, item in zip(self.rejected(), (item for item in self.sources if item.offset < 0),
+                                         strict=True) if not item.is_dropped]
 
 
 class Plan(NamedTuple):
@@ -77,6 +79,7 @@ class Plan(NamedTuple):
     settings: dict[str, str]  # that decide what is made of a file, by flag
     shards: dict[str, int]  # of each split
     complete: bool
+    overwriting: bool = False  # while it is not complete: what was there before is no part of it
 
 
 @contextlib.contextmanager
@@ -97,6 +100,13 @@ def locked(output: pathlib.Path) -> Iterator[pathlib.Path]:
         yield folder
     finally:
         lock.close()
+
+
+def check_free(output: pathlib.Path) -> None:
+    """Raises UserError if another converter is at work on a record set at this moment."""
+    if (output / FOLDER / _LOCK).exists():
+        with locked(output):
+            pass
 
 
 def read_plan(folder: pathlib.Path) -> Plan | None:
@@ -152,13 +162,27 @@ def write(folder: pathlib.Path, built: Built) -> None:
 
 
 def take_over(folder: pathlib.Path, other: pathlib.Path, name: str) -> Built | None:
-    """Moves a shard and its journal here from another folder of the file system; None if they do not fit."""
+    """Moves a shard and its journal here from another folder of the file system; None if they are not there, or yet.
+
+    A second attempt at the same shard may replace either at any time.
+    """
     built = read(other, name)
-    if built is None:
+    if built is None or not (other / name).exists():
         return None
-    for file in (name, f'{name}.json'):
-        files.commit_file(other / file, folder / file)
-    return built if place(folder, built) == folder / name else None
+    files.commit_file(other / name, folder / name)
+    if files.sha256_of(folder / name) != built.shard.sha256:
+        (folder / name).unlink()
+        return None
+    built = built._replace(mtime_ns=(folder / name).stat().st_mtime_ns)
+    write(folder, built)
+    (other / f'{name}.json').unlink(missing_ok=True)
+    return built
+
+
+def sweep(folder: pathlib.Path) -> None:
+    """Removes what workers left that were killed."""
+    for path in folder.glob(f'{files.TEMPORARY_PREFIX}*'):
+        path.unlink()
 
 
 def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
@@ -179,5 +203,7 @@ def forget(folder: pathlib.Path, *, but: set[str]) -> None:
         name = path.name.removesuffix('.json')
         if path.name.startswith(SUBFOLDER_PREFIX):
             shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in (_LOCK, _HOLDER, _PLAN, COMPARED) and not (records.is_shard_file(name) and name in but):
+        elif path.name == COMPARED and but:
+            continue
+        elif path.name not in (_LOCK, _HOLDER, _PLAN) and not (records.is_shard_file(name) and name in but):
             path.unlink()

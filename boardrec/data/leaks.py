@@ -10,7 +10,6 @@ from collections.abc import Iterator, Sequence
 import hashlib
 import pathlib
 from typing import Any, NamedTuple
-import zipfile
 
 import numpy as np
 
@@ -18,6 +17,7 @@ from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import duplicates, files, journal, perceptual, records, scan, shards, source_file, workers
 
+DROP = 'drop_from_train'  # of --on_leak
 _PAIRS_A_TASK, _PAIRS_A_ROUND = 128, 1 << 16
 _TRAIN = SPLITS.index('train')
 _UNREADABLE = float('nan')  # the difference of two images one of which cannot be read any more; tried again
@@ -33,6 +33,7 @@ class Photographs(NamedTuple):
     hashes: np.ndarray  # uint64 [N]
     groups: np.ndarray  # int64 [N], split * number of classes + label
     ends: np.ndarray  # int64 [shards], of the shards among the places
+    dropped: list[set[str]]  # of each shard: the files that it was built without
 
     def found(self, number: int) -> scan.Found:
         """A file as it was found."""
@@ -56,7 +57,6 @@ class Leaks(NamedTuple):
     pairs: np.ndarray  # int64 [P, 2]: the copy in the earlier split, or with the smaller path, is the first
     differences: np.ndarray  # float32 [P]; -1: equal bytes
     drops: bool
-    cut: int  # comparisons that were left out
 
     def rows(self) -> Iterator[records.Duplicate]:
         """The rows of duplicates.csv."""
@@ -77,6 +77,12 @@ class Leaks(NamedTuple):
                 reasons.setdefault(row.other, f'leak: {same} as {row.source}, {_where(row.other_split, *row[1:3])}')
         return reasons
 
+    def to_rebuild(self) -> list[shards.ShardPlan]:
+        """The shards that were built with other files left out."""
+        dropped = self.dropped()
+        return [one for one, without in zip(self.photographs.plans, self.photographs.dropped, strict=True)
+                if without != {item.source for item in one.found if item.source in dropped}]
+
     def _action(self, split: str, other_split: str) -> str:
         if not self.drops or split != 'train':
             return 'reported'
@@ -94,12 +100,14 @@ def find(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans:
     Raises UserError with on_leak=fail if there are any; their list is in the journal's folder then.
     """
     photographs = read(folder, plans, classes)
-    pairs, differences, cut = _find(config, pool, folder, photographs)
+    pairs, differences, gaps = _find(config, pool, folder, photographs)
     pairs, differences = _in_order(photographs, pairs, differences)
-    leaks = Leaks(photographs, pairs, differences, config.on_leak == 'drop_from_train', cut)
-    if cut:
-        progress.say(f'note: so many images are alike that {cut:,} comparisons were left out: {records.DUPLICATES} may '
-                     'lack some of their pairs')
+    leaks = Leaks(photographs, pairs, differences, config.on_leak == DROP)
+    for gap in gaps:
+        progress.say(f'note: {gap}: {records.DUPLICATES} may lack some pairs')
+    if config.on_leak == 'fail' and gaps and not len(pairs):
+        raise UserError(f'--on_leak=fail: {gaps[0]}, so that nobody knows whether there is a leak; run the same '
+                        'command again, or take --on_leak=report.')
     if config.on_leak == 'fail' and len(pairs):
         records.write_duplicates(folder, leaks.rows())
         raise UserError(f'--on_leak=fail: {_told(leaks)}: see {folder / records.DUPLICATES}; remove copies, or take '
@@ -116,9 +124,11 @@ def say(leaks: Leaks, output: pathlib.Path) -> None:
 def read(folder: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]) -> Photographs:
     """What the journals know of every file that can be decoded."""
     numbers = {name: number for number, name in enumerate(classes)}
-    places, digests, hashes, groups, ends, end = [], [], [], [], [], 0
+    places, digests, hashes, groups, ends, end, dropped = [], [], [], [], [], 0, []
     for one in plans:
-        sources = journal.load(folder, one.file).sources
+        built = journal.load(folder, one.file)
+        sources = built.sources
+        dropped.append(set(built.dropped()))
         known = [(place, item) for place, item in enumerate(sources) if item.perceptual_hash]
         places.append(np.array([end + place for place, _ in known], np.int64))
         digests.append(np.frombuffer(bytes.fromhex(''.join(item.sha256[:32] for _, item in known)), '>u8'))
@@ -128,31 +138,38 @@ def read(folder: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]
         end += len(sources)
         ends.append(end)
     return Photographs(plans, classes, np.concatenate(places), np.concatenate(digests).astype(np.uint64).reshape(-1, 2),
-                       np.concatenate(hashes).astype(np.uint64), np.concatenate(groups), np.array(ends))
+                       np.concatenate(hashes).astype(np.uint64), np.concatenate(groups), np.array(ends), dropped)
 
 
 def _find(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, photographs: Photographs
-          ) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pairs int64 [P, 2], their differences float32 [P], how many comparisons were left out."""
+          ) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pairs int64 [P, 2], their differences float32 [P], and in words what could not be looked at."""
     digests, groups = photographs.digests, photographs.groups
     of = duplicates.entries(digests[:, 0], digests[:, 1], groups)
     same = duplicates.equal_pairs(of, digests)
-    near, differences = _near(config, pool, folder, photographs, of.firsts)
+    near, differences, unread = _near(config, pool, folder, photographs, of.firsts)
     pairs, origin, cut = duplicates.members(of, np.concatenate([same.pairs, near.pairs]))
     differences = np.concatenate([np.full(len(same.pairs), -1, np.float32), differences])[origin]
-    return pairs, differences, same.cut + near.cut + cut
+    cut += same.cut + near.cut
+    gaps = [f'so many images are alike that {cut:,} comparisons were left out'] if cut else []
+    return pairs, differences, gaps + ([f'{unread:,} comparisons failed, as files cannot be read any more'] if unread
+                                       else [])
 
 
 def _near(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, photographs: Photographs,
-          firsts: np.ndarray) -> tuple[duplicates.Found, np.ndarray]:
-    """The pairs of these files, as positions among them, whose bytes differ and whose pixels hardly do."""
+          firsts: np.ndarray) -> tuple[duplicates.Found, np.ndarray, int]:
+    """The pairs of these files, as positions among them, whose bytes differ and whose pixels hardly do.
+
+    With their differences, and how many others could not be compared.
+    """
     digests, hashes, groups = (values[firsts] for values in photographs[3:6])
     key = hashlib.sha256(b''.join(values.tobytes() for values in (digests, hashes, groups))).hexdigest()
     earlier = _read_compared(folder)
     if earlier.get('key') == key:
         found = duplicates.Found(earlier['pairs'], int(earlier['cut']))
     else:
-        found = duplicates.near_pairs(hashes, groups, perceptual.MOST_BITS)
+        # In a worker, which has room for it: of a million images it takes 230 MiB.
+        found = pool.call(duplicates.near_pairs, hashes, groups, perceptual.MOST_BITS)
     pairs = found.pairs[np.any(digests[found.pairs[:, 0]] != digests[found.pairs[:, 1]], axis=1)]
     marks = _marks(digests[pairs[:, 0]], digests[pairs[:, 1]])
     differences = _known(earlier, marks)
@@ -162,7 +179,7 @@ def _near(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, photo
     if earlier.get('key') != key or len(unknown):
         _write_compared(folder, key=key, pairs=pairs, cut=found.cut, marks=marks, differences=differences)
     close = differences <= perceptual.SAME
-    return duplicates.Found(pairs[close], found.cut), differences[close]
+    return duplicates.Found(pairs[close], found.cut), differences[close], int(np.isnan(differences).sum())
 
 
 def _compare(config: ConvertConfig, pool: workers.Pool, photographs: Photographs, pairs: np.ndarray) -> np.ndarray:
@@ -251,7 +268,7 @@ def _read_compared(folder: pathlib.Path) -> dict[str, Any]:
     try:
         with open(folder / journal.COMPARED, 'rb') as file, np.load(file) as values:
             compared = dict(values)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except Exception:  # zipfile and numpy raise all sorts for what is damaged
         return {}
     return compared if compared.get('version') == perceptual.VERSION else {}
 
@@ -259,9 +276,3 @@ def _read_compared(folder: pathlib.Path) -> dict[str, Any]:
 def _write_compared(folder: pathlib.Path, **values: Any) -> None:
     with files.atomic_write(folder / journal.COMPARED) as file:
         np.savez(file, version=perceptual.VERSION, **values)
-
-
-def to_rebuild(folder: pathlib.Path, plans: list[shards.ShardPlan], dropped: dict[str, str]) -> list[shards.ShardPlan]:
-    """The shards that were built with other files left out."""
-    return [one for one in plans if journal.load(folder, one.file).dropped() != {
-        item.source: dropped[item.source] for item in one.found if item.source in dropped}]

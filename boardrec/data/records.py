@@ -262,9 +262,13 @@ def write_index(folder: pathlib.Path, rows: Iterable[Row]) -> None:
 
 def index_sha256(rows: Iterable[Row]) -> str:
     """The sha256 of an index.jsonl of these rows."""
+    return _sha256_of(map(_index_line, rows))
+
+
+def _sha256_of(lines: Iterable[bytes]) -> str:
     digest = hashlib.sha256()
-    for row in rows:
-        digest.update(_index_line(row))
+    for line in lines:
+        digest.update(line)
     return digest.hexdigest()
 
 
@@ -282,9 +286,17 @@ def read_index(folder: pathlib.Path) -> Iterator[Row]:
 def write_rejected(folder: pathlib.Path, rows: Iterable[tuple[str, str, str]]) -> None:
     """Writes RECORDS/rejected.csv from (source, reason, sha256 of the bytes if they were read)."""
     with files.atomic_write(folder / REJECTED) as file:
-        file.write(b'source,reason,sha256\n')
-        for row in rows:
-            file.write(csv_line(*row))
+        file.writelines(_rejected_lines(rows))
+
+
+def rejected_sha256(rows: Iterable[tuple[str, str, str]]) -> str:
+    """The sha256 of a rejected.csv of these rows."""
+    return _sha256_of(_rejected_lines(rows))
+
+
+def _rejected_lines(rows: Iterable[tuple[str, str, str]]) -> Iterator[bytes]:
+    yield b'source,reason,sha256\n'
+    yield from (csv_line(*row) for row in rows)
 
 
 def read_rejected(folder: pathlib.Path) -> list[tuple[str, str, str]]:
@@ -301,10 +313,7 @@ def write_duplicates(folder: pathlib.Path, rows: Iterable[Duplicate]) -> None:
 
 def duplicates_sha256(rows: Iterable[Duplicate]) -> str:
     """The sha256 of a duplicates.csv of these rows."""
-    digest = hashlib.sha256()
-    for line in _duplicates_lines(rows):
-        digest.update(line)
-    return digest.hexdigest()
+    return _sha256_of(_duplicates_lines(rows))
 
 
 def _duplicates_lines(rows: Iterable[Duplicate]) -> Iterator[bytes]:

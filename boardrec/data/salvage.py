@@ -154,7 +154,7 @@ def _storage(claims: audit.Claims) -> tuple[Storage, list[str]]:
     if claims.manifest:
         return claims.manifest.storage, []
     plan = journal.read_plan(claims.folder / journal.FOLDER)
-    if plan and plan.settings.get('encoding') in _ENCODINGS:
+    if plan and plan.complete and plan.settings.get('encoding') in _ENCODINGS:
         settings = plan.settings
         size = tuple(int(side) for side in settings['image_size'].split('x')) if settings.get('image_size') else None
         size = size * 2 if size and len(size) == 1 else size

@@ -23,6 +23,8 @@ from boardrec.data import remote
 _CLASSES_SHOWN = 10
 _SYSTEM_FILES = {'.DS_Store', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini'}  # what file managers leave
 RECORD_MARK = '__'  # between a file and the number of a record in it, as in TFDS's ids
+_NOT_A_FILE = 'listed in labels_csv but not a file'
+_OF_THE_DISK = 'lost+found'  # a folder that file systems keep for themselves
 _APPLE_DOUBLE = '._'  # begins the names of what macOS keeps beside files on foreign file systems
 
 
@@ -57,6 +59,11 @@ class Rejection(NamedTuple):
     source: str
     reason: str
     sha256: str = ''  # of the bytes that were refused, if it came to reading them
+
+    @property
+    def is_bad(self) -> bool:
+        """Whether the scan lacks what was to be there, rather than passing over what is no image."""
+        return self.reason.startswith(('unreadable', 'damaged', _NOT_A_FILE))
 
 
 def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
@@ -93,7 +100,10 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
         return os.path.relpath(path, root)
 
     def unreadable(error: OSError) -> None:
-        rejected.append(Rejection(relative(error.filename), f'unreadable folder: {error.strerror}'))
+        if os.path.basename(error.filename) != _OF_THE_DISK:  # nobody knows how many images are in there
+            raise UserError(f'{error.filename}: a folder that cannot be read ({error.strerror}); make it readable, or '
+                            'move it away.')
+        rejected.append(Rejection(relative(error.filename), 'system folder'))
 
     for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         info = os.stat(folder)
@@ -235,18 +245,18 @@ def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Fou
     for number, row in rows:
         source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
         source = os.path.normpath(source)
+        if source not in there:
+            source = composed.get(unicodedata.normalize('NFC', source), source)
         if not label or split not in ('', *SPLITS) or source in listed:
             problem = (f'{source} a second time' if source in listed else f'no label for {source}' if not label
                        else f'split {split!r}, which is not among {", ".join(SPLITS)}')
             raise UserError(f'--labels_csv={path}, line {number}: {problem}.')
-        if source not in there:
-            source = composed.get(unicodedata.normalize('NFC', source), source)
         listed.add(source)
         if source in there:
             split = split or split_of(source, fractions, config.group_by)
             found.append(Found(source, split, label, *there[source][1:]))
         else:
-            rejected.append(Rejection(source, 'listed in labels_csv but not a file'))
+            rejected.append(Rejection(source, _NOT_A_FILE))
     if not found:
         raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
                         f'they must be relative to it, and the first is {rows[0][1]["path"] if rows else "missing"!r}.')

@@ -8,7 +8,7 @@ import warnings
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
-from boardrec.data import journal, records, scan, source_file, tfrecord, workers
+from boardrec.data import journal, perceptual, records, scan, source_file, tfrecord, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
 
@@ -64,8 +64,8 @@ def _place(item: scan.Found) -> tuple[int, scan.Found]:
     return scan.path_hash('place', item.source), item
 
 
-def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
-    """Builds one shard and its journal, in a worker process; returns how many files can be no record."""
+def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> list[scan.Rejection]:
+    """Builds one shard and its journal, in a worker process; returns which files can be no record."""
     from boardrec.data import images  # imports TensorFlow: workers only
     folder, sources = pathlib.Path(job.folder), []
 
@@ -84,6 +84,8 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
                 reason = str(error)
             except OSError as error:
                 reason = f'unreadable: {error.strerror}'
+            except MemoryError:
+                reason = workers.OUT_OF_MEMORY
             else:
                 reason, perceptual_hash = job.dropped.get(item.source, ''), f'{image.perceptual_hash:016x}'
             watch.end()
@@ -98,12 +100,13 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> int:
     of_record = iter(offsets)
     sources = [item if item.reason else item._replace(offset=next(of_record)) for item in sources]
     mtime_ns = (folder / job.plan.file).stat().st_mtime_ns
-    built = Built(job.plan.split, job.classes, shard, mtime_ns, sources)
+    built = Built(job.plan.split, job.classes, shard, mtime_ns, sources, perceptual.VERSION)
     journal.write(folder, built)
     return built.bad()
 
 
 def prepare_worker() -> None:
     """What a worker process does first."""
+    os.environ['CUDA_VISIBLE_DEVICES'] = '-1'  # images are decoded on the CPU; a GPU's context takes its memory
     progress.import_tensorflow()
     warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in rejected.csv

@@ -25,6 +25,7 @@ _DEATHS = 2  # after which it is no accident
 _NOTHING = -1  # a worker that has begun no item of its task
 TIME_LIMIT = 'time limit'
 CRASH = 'decoder error: it crashed'
+OUT_OF_MEMORY = 'decoder error: out of memory'
 
 
 class Limits(NamedTuple):

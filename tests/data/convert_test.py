@@ -485,6 +485,121 @@ def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, 
     assert convert_here(source, tmp_path / 'records') == manifest  # nothing to do
 
 
+def bad(images, count):
+    for i in range(count):
+        touch(images, f'a/bad{i}.jpg')
+
+
+@pytest.mark.parametrize('settings', [{'max_bad_fraction': 0.1}, {'on_bad_image': 'fail'}], ids=str)
+def test_what_ends_a_conversion_ends_the_same_command_again(converted, settings):
+    """Also where all shards are built by then, by a run that was allowed more."""
+    images, out, run = converted
+    bad(images, 5)
+    before = tree_sums(out)
+    for _ in range(2):
+        with pytest.raises(UserError, match='max_bad_fraction=0.1|on_bad_image=fail'):
+            run(**settings)
+        assert tree_sums(out) == before
+    run()
+    for _ in range(2):
+        with pytest.raises(UserError, match='max_bad_fraction=0.1|on_bad_image=fail'):
+            run(**settings)
+
+
+def test_files_that_a_labels_csv_lists_in_vain_count_as_bad(tmp_path, image_folder, convert_here):
+    images = image_folder({'a': 4, 'b': 4}, folder=tmp_path / 'images')
+    names = [f'{label}/board{i:03d}.{"png" if i % 2 else "jpg"}' for label in 'ab' for i in range(8)]
+    labels = tmp_path / 'labels.csv'
+    labels.write_text('path,label\n' + ''.join(f'{name},{name[0]}\n' for name in names))
+    settings = {'labels_csv': str(labels), 'splits': 'train:1'}
+    with pytest.raises(UserError, match='^8 of 16 files can become no record, .* --max_bad_fraction=0.4: see'):
+        convert_here(images, tmp_path / 'out', max_bad_fraction=0.4, **settings)
+    with pytest.raises(UserError, match='a/board004.jpg: listed in labels_csv but not a file .--on_bad_image=fail'):
+        convert_here(images, tmp_path / 'out', on_bad_image='fail', **settings)
+    convert_here(images, tmp_path / 'out', max_bad_fraction=0.5, **settings)
+
+
+def test_overwrite_builds_all_again_also_after_a_run_that_failed(converted):
+    images, out, run = converted
+    bad(images, 5)
+    with pytest.raises(UserError, match='max_bad_fraction'):
+        run(max_bad_fraction=0.1)
+    path = out / records.read_manifest(out).shards[0].file
+    stamp = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+    run(overwrite=True)
+    records.require_sums(records.open_record_set(out))
+
+
+def test_a_set_that_was_being_replaced_is_no_increment(converted, tmp_path, image_folder, monkeypatch):
+    _, out, run = converted
+    run(shard_bytes=4000, reshard=True)
+    before = tree_sums(out)
+    others = image_folder({'x': 4, 'y': 4}, folder=tmp_path / 'others')
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(shards, 'build', interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(input_dir=others, overwrite=True)
+    monkeypatch.undo()
+    with pytest.raises(UserError, match='was being replaced when its last conversion ended: add --overwrite'):
+        run()
+    assert tree_sums(out) == before
+    run(input_dir=others, overwrite=True)
+    assert all(source[0] in 'xy' for source in outcome(out))
+
+
+def test_shards_of_a_conversion_that_nobody_knows_are_not_used(converted):
+    """Its settings went with plan.json."""
+    _, out, run = converted
+    (out / records.MANIFEST).unlink()
+    (out / journal.FOLDER / 'plan.json').unlink()
+    run(encoding='raw', image_size='16', resize='squash')
+    record_set = records.open_record_set(out)
+    assert len(tfrecord.read_image(record_set, 0)) == 16 * 16 * 3
+
+
+def test_a_class_that_sorts_last_leaves_the_shards_of_others_alone(converted, image_folder, tmp_path, convert_here):
+    images, out, run = converted
+    run(shard_bytes=4000, reshard=True)
+    before = stamps(out)
+    image_folder({'z': 3}, folder=images)
+    run()
+    names = [name for name in before if records.is_shard_file(name)]
+    assert len(names) > 5 and sum(stamps(out)[name] != before[name] for name in names) <= 3
+    manifest = records.read_manifest(out)
+    assert manifest.class_names == ['a', 'b', 'z']
+    assert all(list(shard.class_counts) == ['a', 'b', 'z'] for shard in manifest.shards)
+
+
+def test_what_a_killed_worker_left_is_no_part_of_the_set(converted, monkeypatch):
+    images, out, run = converted
+    real = shards.build
+
+    def leaving(job, *args):
+        (out / journal.FOLDER / f'.tmp-{job.plan.file}-host-1').write_bytes(b'half')
+        return real(job, *args)
+
+    monkeypatch.setattr(shards, 'build', leaving)
+    run(overwrite=True)
+    assert not list((out / journal.FOLDER).glob('.tmp-*'))
+
+
+def test_a_damaged_list_of_rejected_files_is_written_again(converted):
+    _, out, run = converted
+    before = tree_sums(out)
+    flip = bytearray((out / records.REJECTED).read_bytes())
+    flip[0] ^= 1
+    (out / records.REJECTED).write_bytes(flip)
+    run()
+    assert tree_sums(out) == before
+
+
 # Resized and encoded anew
 
 

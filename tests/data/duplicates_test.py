@@ -112,8 +112,11 @@ def test_no_more_pairs_are_returned_than_stated(monkeypatch):
     assert len(found.pairs) <= 100 and found.cut > 0
     assert as_set(found.pairs) <= brute_force(hashes, groups, 4)
     of = duplicates.entries(np.repeat([0, 1], 80))
-    pairs, _, cut = duplicates.members(of, np.array([[0, 1]] * 2))
-    assert (len(pairs), cut) == (0, 318)
+    pairs, origin, cut = duplicates.members(of, np.array([[0, 1]] * 2))
+    assert (pairs.tolist(), origin.tolist(), cut) == ([[0, 80]] * 2, [0, 1], 316), 'one stands for each'
+    of = duplicates.entries(np.repeat([0, 1, 2], [80, 80, 1]))
+    pairs, origin, cut = duplicates.members(of, np.array([[0, 1], [0, 2]]))
+    assert (np.bincount(origin).tolist(), cut) == ([1, 80], 158), 'a mass of some leaves the others alone'
 
 
 def test_a_bursts_members_are_all_compared():

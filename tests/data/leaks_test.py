@@ -1,7 +1,9 @@
 """The same photograph in two splits or under two labels: what is found, told, dropped, and what a second run does."""
 
+import errno
 import json
 import shutil
+import types
 
 import numpy as np
 from PIL import Image, ImageEnhance
@@ -210,6 +212,27 @@ def test_a_change_of_on_leak_builds_only_the_shards_that_it_touches(converting, 
     assert tree_sums(tmp_path / 'fresh') == dropped
     run()
     assert tree_sums(out) == reported
+
+
+def test_a_search_that_could_not_look_at_all_is_no_pass(converting, monkeypatch, capsys):
+    images, out, run = converting
+    changed(images, 'train/a/0.png', 'test/a/copy.jpg', quality=90)
+    real = leaks.source_file.read
+
+    def unreadable(root, item, max_bytes):
+        if failing and item.source == 'test/a/copy.jpg':
+            raise OSError(errno.EIO, 'Input/output error')
+        return real(root, item, max_bytes)
+
+    monkeypatch.setattr(leaks, 'source_file', types.SimpleNamespace(read=unreadable))
+    failing = True
+    with pytest.raises(UserError, match='^--on_leak=fail: 1 comparisons failed.* nobody knows whether there is a leak'):
+        run(on_leak='fail')
+    run()
+    assert 'note: 1 comparisons failed' in capsys.readouterr().out
+    failing = False
+    with pytest.raises(UserError, match='1 leak '):
+        run(on_leak='fail')
 
 
 @pytest.mark.parametrize('on_leak', ['report', 'drop_from_train'])

@@ -1,5 +1,7 @@
 """Which files are found in a folder, in which split and class, and what is refused."""
 
+import errno
+import os
 import re
 
 import pytest
@@ -200,6 +202,32 @@ def test_images_of_one_subject_go_into_one_split(tmp_path, image_folder):
     ('', 'a/7_x_2.jpg'), (r'\d+', '7'), (r'/(\d+)_', '7'), (r'(\d+)_(.)_', '7\0x'), ('nowhere', 'a/7_x_2.jpg')])
 def test_a_subject_is_what_the_groups_match(group_by, expected):
     assert scan.subject('a/7_x_2.jpg', group_by) == expected
+
+
+def test_a_labels_csv_that_writes_a_name_in_both_ways_is_refused(tmp_path):
+    touch(tmp_path, 'images/a/caf\u00e9.png', 'images/b/1.png')
+    (tmp_path / 'labels.csv').write_text('path,label\na/cafe\u0301.png,a\na/caf\u00e9.png,b\n', encoding='utf-8')
+    with pytest.raises(UserError, match='line 3: a/caf\u00e9.png a second time'):
+        scanned(tmp_path / 'images', labels_csv=str(tmp_path / 'labels.csv'))
+
+
+def test_a_folder_that_cannot_be_read_ends_the_command(tmp_path, monkeypatch):
+    """Else its images would leave the set without a word."""
+    touch(tmp_path, 'images/a/1.png', 'images/a/2024/2.png', 'images/b/3.png', 'images/lost+found/x')
+    real = os.scandir
+
+    def scandir(path):
+        if os.path.basename(path) in denied:
+            raise PermissionError(errno.EACCES, 'Permission denied', os.fspath(path))
+        return real(path)
+
+    monkeypatch.setattr(os, 'scandir', scandir)
+    denied = ['lost+found']
+    regular, rejected = scan.walk(tmp_path / 'images')
+    assert len(regular) == 3 and rejected == [scan.Rejection('lost+found', 'system folder')]
+    denied = ['2024']
+    with pytest.raises(UserError, match=f'^{tmp_path}/images/a/2024: a folder that cannot be read .Permission denied'):
+        scan.walk(tmp_path / 'images')
 
 
 def test_a_labels_csv_may_write_accents_in_the_other_way(tmp_path):

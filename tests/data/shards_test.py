@@ -26,7 +26,7 @@ def build(images, folder, shard_plan, *, skipped=None, max_bytes=1 << 30, on_bad
                       on_bad_image)
     rejected = shards.build(job, skipped or {}, Silent())
     built = journal.read(folder, shard_plan.file)
-    assert rejected == len(built.rejected())
+    assert rejected == built.rejected()
     return built
 
 

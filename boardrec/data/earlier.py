@@ -1,0 +1,111 @@
+"""What an earlier conversion into the same folder left: what of it may be used, and what is refused."""
+
+import concurrent.futures
+import pathlib
+from typing import NamedTuple
+
+from boardrec.config import ConvertConfig, UserError
+from boardrec.data import journal, perceptual, records, scan, shards, source_file, workers
+
+_HASHING_THREADS = 8
+# Settings that decide what becomes of a file, by flag. Others may change between two runs of a command.
+_DECIDING = ('splits', 'group_by', 'encoding', 'image_size', 'resize', 'jpeg_quality', 'max_image_mib',
+             'max_megapixels', 'max_side', 'max_side_ratio')
+# Reasons that may have been the machine's fault, not the file's: such files are tried again.
+_TRANSIENT = (workers.CRASH, workers.TIME_LIMIT, workers.OUT_OF_MEMORY)
+
+
+class Known(NamedTuple):
+    """What the journal says of a plan's shards."""
+
+    current: set[str]  # those that are built, and all of whose files are as they were then
+    bad: list[scan.Rejection]  # what these could not take
+    dropped: dict[str, str]  # {source: reason} of leaks, of all shards
+
+
+def plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found]) -> journal.Plan:
+    """The plan that a conversion goes on with: an earlier one's, or one that knows nothing.
+
+    Raises UserError where what is there was made otherwise, or of other images, and may not be replaced.
+    """
+    deciding, before = _deciding(config), journal.read_plan(folder)
+    there = (output / records.MANIFEST).exists()
+    replacing = before is not None and before.overwriting and not before.complete
+    if config.overwrite and not (replacing and before.settings == deciding):
+        nothing = journal.Plan(deciding, {}, complete=False, overwriting=True)
+        journal.write_plan(folder, nothing)  # first: from here on nobody takes what is left for an increment
+        journal.forget(folder, but=set())
+        return nothing
+    if before is None:
+        if there:
+            raise UserError(f'{output} holds records without the journal ({journal.FOLDER}/) of how they were made: '
+                            'name another --output_dir, or add --overwrite.')
+        journal.forget(folder, but=set())
+        return journal.Plan(deciding, {}, complete=False)
+    changed = [name for name in _DECIDING if before.settings.get(name) != deciding[name]]
+    if changed:
+        raise UserError(f'{output} was converted with --{changed[0]}={before.settings.get(changed[0], "")}, not with '
+                        f'--{changed[0]}={deciding[changed[0]]}: name another --output_dir, or add --overwrite.')
+    if there and not config.overwrite:
+        if replacing:
+            raise UserError(f'{output} was being replaced when its last conversion ended: add --overwrite to go on '
+                            'with that, or name another --output_dir.')
+        _refuse_other_images(config, output, folder, found)
+    return before
+
+
+def known(folder: pathlib.Path, root: pathlib.Path | str, plans: list[shards.ShardPlan], classes: list[str]) -> Known:
+    """Compares the plan with what is built."""
+    result = Known(set(), [], {})
+    with concurrent.futures.ThreadPoolExecutor(_HASHING_THREADS) as threads:
+        for one in plans:
+            built = journal.read(folder, one.file)
+            if built is None:
+                continue
+            result.dropped.update(built.dropped())
+            if _is_current(folder, root, one, classes, built, threads):
+                result.current.add(one.file)
+                result.bad.extend(built.bad())
+    return result
+
+
+def _deciding(config: ConvertConfig) -> dict[str, str]:
+    return {name: str(getattr(config, name)) for name in _DECIDING}
+
+
+def _refuse_other_images(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found]
+                         ) -> None:
+    """Raises UserError where none of the files is among those that the journal knows, if it knows any."""
+    there, knows_any = {item.source for item in found}, False
+    for name in journal.names(folder):
+        built = journal.read(folder, name)
+        for item in built.sources if built else ():
+            knows_any = True
+            if item.source in there:
+                return
+    if knows_any:  # else a --reshard was interrupted at its first shard
+        raise UserError(f'{output} holds records of other images, none of which is in {config.given}: name another '
+                        '--output_dir, or add --overwrite.')
+
+
+def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shards.ShardPlan, classes: list[str],
+                built: journal.Built, threads: concurrent.futures.Executor) -> bool:
+    if built.hash_version != perceptual.VERSION or journal.place(folder, built) is None:
+        return False
+    if any(item.reason in _TRANSIENT for item in built.sources):
+        return False
+    pairs = list(zip(shard_plan.found, built.sources, strict=False))
+    if len(shard_plan.found) != len(built.sources) or any(
+            (now.source, now.label, now.bytes) != (then.source, then.label, then.bytes) for now, then in pairs):
+        return False
+    if any(built.classes.index(label) != classes.index(label) for label in {item.label for item in built.sources}):
+        return False  # records hold numbers
+    touched = [now for now, then in pairs if now.mtime_ns != then.mtime_ns or not then.sha256]
+    digests = threads.map(lambda now: source_file.sha256_of(root, now), touched)
+    sums = dict(zip((now.source for now in touched), digests, strict=True))
+    if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
+        return False
+    if touched:
+        sources = [then._replace(mtime_ns=source_file.settled(now.mtime_ns)) for now, then in pairs]
+        journal.write(folder, built._replace(sources=sources))
+    return True
