@@ -122,7 +122,7 @@ class ConvertConfig:
             _check(False, 'group_by', self.group_by, f'a regular expression ({error})')
         _check_at_least(self, 0, 'workers')
         _check(0 <= self.max_bad_fraction <= 1, 'max_bad_fraction', self.max_bad_fraction, 'from 0 to 1')
-        _check(self.seconds_an_image > 0, 'seconds_an_image', self.seconds_an_image, 'above 0')
+        _check(self.seconds_an_image >= 1, 'seconds_an_image', self.seconds_an_image, 'at least 1')
         _check(self.runner == 'beam' or not self.beam_options, 'beam_options', self.beam_options,
                'given with --runner=beam')
         self.split_fractions()

@@ -98,9 +98,10 @@ def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordS
         record_set, config.split, image_size=predictor.config.height_width(), batch_size=config.batch_size)
     rows, start = [], time.perf_counter()
     with progress.bar(f'evaluating {config.split}', total=len(ids), unit='images') as bar:
-        for batch in dataset:
-            rows.append(function(batch.inputs).numpy())
-            bar.update(len(rows[-1]))
+        with input_pipeline.naming_damage(record_set):
+            for batch in dataset:
+                rows.append(function(batch.inputs).numpy())
+                bar.update(len(rows[-1]))
     seconds = time.perf_counter() - start
     return metrics.Predictions(
         np.array(ids, np.int64), record_set.sources[ids.start:ids.stop], record_set.labels[ids.start:ids.stop],

@@ -11,8 +11,10 @@ def main(config: TrainConfig) -> None:
     if config.verify_records:
         records.require_sums(record_set)
     progress.import_tensorflow()  # five seconds: by now flags and records are known to be good
+    from boardrec.data import input_pipeline
     from boardrec.training import fit
-    fit.fit(config, record_set)
+    with input_pipeline.naming_damage(record_set):
+        fit.fit(config, record_set)
 
 
 if __name__ == '__main__':

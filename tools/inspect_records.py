@@ -55,6 +55,8 @@ class InspectRecordsConfig(TrainConfig):
             raise UserError(f'--{given[0]} and --{given[1]}: give one of them at a time.')
         if self.output and 'extract' not in given:
             raise UserError(f'--output={self.output}: is the file of --extract; name a record with --extract=N.')
+        if self.verify_records:
+            raise UserError('--verify_records is for training: take --verify, which names each damaged record.')
         if self.extract < -1:
             raise UserError(f'--extract={self.extract}: must be the number of a record, from 0.')
 

@@ -85,9 +85,10 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
         manifest, changed = commit.commit(pool, output, folder, plans, rejected, leaked, classes, storage)
         if changed:
             _describe(output, manifest)
-            leaks.say(leaked, output)
         else:
             progress.say(f'{output} holds these images already; nothing to do.')
+        _describe_rejected(output)
+        leaks.say(leaked, output)
         if to_build and storage != records.KEEP:
             refused = {source for source, *_ in records.read_rejected(output)}
             storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
@@ -99,10 +100,15 @@ def _describe(output: pathlib.Path, manifest: records.Manifest) -> None:
     """Says what a conversion came to."""
     progress.say(f'{output}: {sum(split.records for split in manifest.splits.values()):,} records in '
                  f'{len(manifest.shards)} shards, {sum(shard.bytes for shard in manifest.shards) / 2**20:,.1f} MiB')
+
+
+def _describe_rejected(output: pathlib.Path) -> None:
     rejected = records.read_rejected(output)
     if rejected:
-        progress.say(f'{len(rejected):,} files became no record, the first {rejected[0][0]} ({rejected[0][1]}): '
-                     f'{output / records.REJECTED}')
+        # What a file manager left is told last.
+        source, reason, _ = min(rejected, key=lambda row: (row[1].startswith('system'), row))
+        count = f'{len(rejected):,} file{"s" * (len(rejected) > 1)}'
+        progress.say(f'{count} became no record, such as {source} ({reason}): {output / records.REJECTED}')
 
 
 def source_bytes_a_shard(config: ConvertConfig, found: list[scan.Found]) -> int:

@@ -4,6 +4,7 @@ import concurrent.futures
 import pathlib
 from typing import NamedTuple
 
+from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import journal, perceptual, records, scan, shards, source_file, workers
 
@@ -50,7 +51,7 @@ def plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, foun
         if replacing:
             raise UserError(f'{output} was being replaced when its last conversion ended: add --overwrite to go on '
                             'with that, or name another --output_dir.')
-        _refuse_other_images(config, output, folder, found)
+        _compare(config, output, folder, found)
     return before
 
 
@@ -73,19 +74,21 @@ def _deciding(config: ConvertConfig) -> dict[str, str]:
     return {name: str(getattr(config, name)) for name in _DECIDING}
 
 
-def _refuse_other_images(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found]
-                         ) -> None:
-    """Raises UserError where none of the files is among those that the journal knows, if it knows any."""
-    there, knows_any = {item.source for item in found}, False
+def _compare(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found]) -> None:
+    """Says how many files have come and gone. Raises UserError where more than half have: is it the right folder?"""
+    there = {hash((item.source, item.bytes)) for item in found}
+    total = kept = 0
     for name in journal.names(folder):
         built = journal.read(folder, name)
         for item in built.sources if built else ():
-            knows_any = True
-            if item.source in there:
-                return
-    if knows_any:  # else a --reshard was interrupted at its first shard
-        raise UserError(f'{output} holds records of other images, none of which is in {config.given}: name another '
-                        '--output_dir, or add --overwrite.')
+            total += 1
+            kept += hash((item.source, item.bytes)) in there
+    if kept < total / 2:
+        raise UserError(f'{output} was made of {total:,} files, of which {total - kept:,} are not in {config.given} or '
+                        'have other sizes: if that is meant, add --overwrite, else name another --output_dir.')
+    if total and (kept < total or kept < len(found)):  # none: a --reshard was interrupted at its first shard
+        progress.say(f'since the last conversion {len(found) - kept:,} files have come and {total - kept:,} have gone '
+                     '(one of another size has done both)')
 
 
 def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shards.ShardPlan, classes: list[str],
@@ -100,12 +103,12 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shar
         return False
     if any(built.classes.index(label) != classes.index(label) for label in {item.label for item in built.sources}):
         return False  # records hold numbers
-    touched = [now for now, then in pairs if now.mtime_ns != then.mtime_ns or not then.sha256]
+    touched = [now for now, then in pairs if now.changed_ns != then.changed_ns or not then.sha256]
     digests = threads.map(lambda now: source_file.sha256_of(root, now), touched)
     sums = dict(zip((now.source for now in touched), digests, strict=True))
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):
         return False
     if touched:
-        sources = [then._replace(mtime_ns=source_file.settled(now.mtime_ns)) for now, then in pairs]
+        sources = [then._replace(changed_ns=source_file.settled(now.changed_ns)) for now, then in pairs]
         journal.write(folder, built._replace(sources=sources))
     return True

@@ -148,7 +148,7 @@ def _check_size(width: int, height: int, limits: Limits) -> None:
     if longer > limits.side:
         raise Rejected(f'{found}, at most {limits.side} a side')
     if longer > limits.ratio * shorter:
-        raise Rejected(f'{found}, sides of at most 1:{limits.ratio:g}')
+        raise Rejected(f'too narrow: {width}x{height} pixels, sides of at most 1:{limits.ratio:g}')
 
 
 def _resized(pixels: np.ndarray, storage: Storage) -> Image.Image:

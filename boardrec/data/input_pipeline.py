@@ -5,7 +5,8 @@ because the backbone's normalisation lives in the model.
 """
 
 import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
 import itertools
 import os
 from typing import NamedTuple
@@ -112,6 +113,16 @@ def view_dataset(record_set: RecordSet, split: str, ranges: Iterable[range], *,
     dataset = _decode(dataset, record_set.manifest.storage, image_size=image_size, batch_size=batch_size, views=views,
                       view=view, threads=THREADS)
     return finish(dataset, pad_multiple=pad_multiple, batches=-(-len(ids) // batch_size))
+
+
+@contextlib.contextmanager
+def naming_damage(record_set: RecordSet) -> Iterator[None]:
+    """Makes what TensorFlow raises at a damaged record a UserError."""
+    try:
+        yield
+    except tf.errors.DataLossError:
+        raise UserError(f'--records={record_set.folder}: a record is damaged: tools/inspect_records.py --verify says '
+                        'which, and --salvage saves the rest.') from None
 
 
 def opened(record_set: RecordSet | str | os.PathLike) -> RecordSet:

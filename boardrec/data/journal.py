@@ -33,7 +33,7 @@ class Source(NamedTuple):
     source: str  # relative to the input root
     label: str
     bytes: int
-    mtime_ns: int  # 0: not to be trusted
+    changed_ns: int  # 0: not to be trusted
     sha256: str  # of its bytes; '' if they could not be read
     offset: int  # of its record; -1 if it was rejected
     reason: str  # for which it was

@@ -201,7 +201,8 @@ def open_record_set(folder: str | os.PathLike) -> RecordSet:
         size = path.stat().st_size if path.is_file() else None
         if size != shard.bytes:
             found = 'is missing' if size is None else f'has {size} bytes, not {shard.bytes}'
-            raise UserError(f'{path} {found}: the record set is damaged; convert the images again with --overwrite.')
+            raise UserError(f'{path} {found}: the record set is damaged; its make_records command makes that shard '
+                            'anew, and tools/inspect_records.py --salvage saves the rest.')
     if not (folder / INDEX).is_file() or files.sha256_of(folder / INDEX) != manifest.index_sha256:
         raise UserError(f'{folder / INDEX} is missing or damaged; convert the images again with --overwrite.')
     numbers = {name: number for number, name in enumerate(manifest.class_names)}

@@ -25,7 +25,7 @@ class Object(NamedTuple):
 
     source: str  # relative to the folder
     bytes: int
-    mtime_ns: int  # when it was changed; 0 where the store does not say
+    changed_ns: int  # when it was changed; 0 where the store does not say
 
 
 def is_url(path: object) -> bool:

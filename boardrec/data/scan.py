@@ -33,7 +33,7 @@ class File(NamedTuple):
 
     source: str  # relative to the input root
     bytes: int
-    mtime_ns: int  # when it was changed
+    changed_ns: int  # ctime: mtime is what a copy or an archive says, and stays where files are swapped
 
 
 class Found(NamedTuple):
@@ -43,7 +43,7 @@ class Found(NamedTuple):
     split: str
     label: str
     bytes: int
-    mtime_ns: int = 0
+    changed_ns: int = 0
     offset: int = -1  # of a range; -1: a file
     sha256: str = ''  # of a range
 
@@ -125,7 +125,7 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
                 rejected.append(Rejection(source, f'unreadable: {error.strerror}'))
                 continue
             if stat.S_ISREG(info.st_mode):
-                regular.append(File(source, info.st_size, info.st_mtime_ns))
+                regular.append(File(source, info.st_size, info.st_ctime_ns))
             else:
                 rejected.append(Rejection(source, 'not a regular file'))
     return sorted(regular), rejected
@@ -157,6 +157,8 @@ def describe(root: pathlib.Path | str, found: list[Found], rejected: list[Reject
     progress.say(f'{root}: {len(found) + len(rejected):,} {unit}, {len(found):,} of them in {len(classes)} classes '
                  f'({", ".join(shown)}); ' + ', '.join(f'{split} {of_split[split]:,}' for split in SPLITS))
     there = {(item.split, item.label) for item in found}
+    if not of_split['val']:
+        progress.say('note: no image in the val split, without which training does not begin: see --splits')
     for split in SPLITS:
         lacking = [name for name in classes if of_split[split] and (split, name) not in there]
         if lacking:
@@ -189,6 +191,9 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[F
         other = min(set(folders) - set(SPLITS))
         raise UserError(f'--input_dir={root} has train/, so its folders must be among train, val and test: '
                         f'rename or move away {other}/.')
+    if has_splits and config.group_by:
+        raise UserError(f'--group_by={config.group_by}: --input_dir={root} has split folders, which say where files '
+                        'go; leave it out, or name a folder of CLASS/ folders.')
     depth = 2 if has_splits else 1
     filled = {tuple(source.split(os.sep)[:depth]) for source, *_ in regular}
     for place in [(split,) for split in folders] if has_splits else [()]:
@@ -199,13 +204,13 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[F
     found, rejected, fractions = [], [], config.split_fractions()
     regular.reverse()
     while regular:  # given up one by one, as they lie in memory: both lists would take a third more
-        source, size, mtime_ns = regular.pop()
+        source, size, changed_ns = regular.pop()
         parts = source.split(os.sep)
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
         split = parts[0] if has_splits else split_of(source, fractions, config.group_by)
-        found.append(Found(source, split, sys.intern(parts[depth - 1]), size, mtime_ns))
+        found.append(Found(source, split, sys.intern(parts[depth - 1]), size, changed_ns))
     return found, rejected
 
 
@@ -259,7 +264,8 @@ def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Fou
             rejected.append(Rejection(source, _NOT_A_FILE))
     if not found:
         raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
-                        f'they must be relative to it, and the first is {rows[0][1]["path"] if rows else "missing"!r}.')
+                        f'they must be relative to it, and '
+                        + (f'the first is {rows[0][1]["path"]!r}.' if rows else 'it lists none.'))
     own = os.path.relpath(path.resolve(), pathlib.Path(config.input_dir).resolve())
     rejected += [Rejection(source, 'not in labels_csv') for source in there if source not in listed and source != own]
     return sorted(found), rejected

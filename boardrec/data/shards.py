@@ -89,7 +89,7 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> list[scan.
             else:
                 reason, perceptual_hash = job.dropped.get(item.source, ''), f'{image.perceptual_hash:016x}'
             watch.end()
-            stamp = (read.bytes, read.mtime_ns, read.sha256) if read else (item.bytes, item.mtime_ns, '')
+            stamp = (read.bytes, read.changed_ns, read.sha256) if read else (item.bytes, item.changed_ns, '')
             sources.append(Source(item.source, item.label, *stamp, -1, reason, perceptual_hash))
             if not reason:
                 yield tfrecord.Example(image.stored, job.classes.index(item.label), item.source, read.sha256)

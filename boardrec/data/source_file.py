@@ -17,7 +17,7 @@ class Read(NamedTuple):
 
     data: bytes | None  # None: too many
     bytes: int
-    mtime_ns: int  # 0: not to be trusted
+    changed_ns: int  # 0: not to be trusted
     sha256: str
 
 
@@ -39,26 +39,26 @@ def sha256_of(root: pathlib.Path | str, item: scan.Found) -> str:
         return ''
 
 
-def settled(mtime_ns: int) -> int:
+def settled(changed_ns: int) -> int:
     """A time of change by which the same file is known again; 0 if it is too recent for that."""
-    return mtime_ns if time.time_ns() - mtime_ns > _SETTLED_NS else 0
+    return changed_ns if time.time_ns() - changed_ns > _SETTLED_NS else 0
 
 
 def _read_object(url: str, source: str, max_bytes: int) -> Read:
     data, item = remote.read(url, source, max_bytes)
     digest = remote.sha256_of(url, source) if data is None else hashlib.sha256(data).hexdigest()
-    return Read(data, item.bytes, settled(item.mtime_ns), digest)
+    return Read(data, item.bytes, settled(item.changed_ns), digest)
 
 
 def _read_range(path: str, item: scan.Found, max_bytes: int) -> Read:
     if item.bytes > max_bytes:
-        return Read(None, item.bytes, settled(item.mtime_ns), item.sha256)
+        return Read(None, item.bytes, settled(item.changed_ns), item.sha256)
     with open(path, 'rb') as file:
         file.seek(item.offset)
         data = file.read(item.bytes)
     if hashlib.sha256(data).hexdigest() != item.sha256:
         raise OSError(errno.EBUSY, 'it is no longer what the scan read')
-    return Read(data, item.bytes, settled(item.mtime_ns), item.sha256)
+    return Read(data, item.bytes, settled(item.changed_ns), item.sha256)
 
 
 def _read_file(path: str, max_bytes: int) -> Read:
@@ -69,6 +69,6 @@ def _read_file(path: str, max_bytes: int) -> Read:
             digest = hashlib.file_digest(file, 'sha256') if data is None else hashlib.sha256(data)
             after = os.fstat(file.fileno())
         read_bytes = before.st_size if data is None else len(data)
-        if (before.st_size, before.st_mtime_ns) == (read_bytes, after.st_mtime_ns):
-            return Read(data, read_bytes, settled(before.st_mtime_ns), digest.hexdigest())
+        if (before.st_size, before.st_ctime_ns) == (read_bytes, after.st_ctime_ns):
+            return Read(data, read_bytes, settled(before.st_ctime_ns), digest.hexdigest())
     raise OSError(errno.EBUSY, 'it changes while it is read')

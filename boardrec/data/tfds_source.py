@@ -30,7 +30,7 @@ class Shard(NamedTuple):
     file: str
     split: str  # as we call it
     records: int  # by dataset_info.json
-    mtime_ns: int
+    changed_ns: int
 
 
 class DataSet(NamedTuple):
@@ -134,7 +134,7 @@ def _item(data_set: DataSet, shard: Shard, place: int, one: Image | str, fractio
         return scan.Rejection(source, f'no label: class number {one.label}', one.sha256)
     split = scan.split_of(source, fractions) if fractions and shard.split == 'train' else shard.split
     label = data_set.class_names[one.label]
-    return scan.Found(source, split, label, one.bytes, shard.mtime_ns, one.offset, one.sha256)
+    return scan.Found(source, split, label, one.bytes, shard.changed_ns, one.offset, one.sha256)
 
 
 def _check_damage(config: ConvertConfig, damaged: list[scan.Rejection], total: int) -> None:
@@ -184,7 +184,7 @@ def _shards(root: pathlib.Path, info: dict[str, Any]) -> list[Shard]:
                          f'{", ".join(_SPLITS)}')
             continue
         for file, length in zip(_file_names(root, info, split, len(lengths)), lengths, strict=True):
-            shards.append(Shard(file, _SPLITS[split['name']], length, (root / file).stat().st_mtime_ns))
+            shards.append(Shard(file, _SPLITS[split['name']], length, (root / file).stat().st_ctime_ns))
     return shards
 
 

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 from conversions import outcome, stamps, touch, tree_sums
+from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, journal, records, scan, shards, tfrecord, workers
+from boardrec.data import convert, files, journal, records, scan, shards, source_file, tfrecord, workers
 from boardrec.data import images as image_lib
 
 # What is found
@@ -257,8 +258,9 @@ def test_a_file_that_was_touched_is_read_and_found_to_be_the_same(converted, cap
 
 def test_files_that_are_known_by_their_time_are_not_read_again(converted, monkeypatch):
     images, out, run = converted
+    monkeypatch.setattr(source_file, '_SETTLED_NS', 0)
     for path in images.rglob('*.*'):
-        os.utime(path, ns=(10**18, 10**18))
+        os.utime(path)
     run()
     read = []
     sha256_of = files.sha256_of
@@ -267,11 +269,43 @@ def test_files_that_are_known_by_their_time_are_not_read_again(converted, monkey
     assert [path for path in read if images in path.parents] == []
 
 
+def test_files_that_were_swapped_are_noticed_though_sizes_and_times_stay(tmp_path, image_folder, convert_here):
+    """As archives and copies leave them: all of one mtime."""
+    images = image_folder({'a': 4, 'b': 4}, folder=tmp_path / 'images')
+    for path in images.rglob('*.png'):
+        Image.open(path).save(path, 'PNG', compress_level=0)
+        os.utime(path, ns=(10**18, 10**18))
+    convert_here(images, tmp_path / 'out', splits='train:1')
+    one, other, free = (images / name for name in ('a/board001.png', 'b/board001.png', 'free'))
+    assert one.stat().st_size == other.stat().st_size
+    for source, target in ((one, free), (other, one), (free, other)):
+        source.rename(target)
+    convert_here(images, tmp_path / 'out', splits='train:1')
+    sums = {row.source: row.sha256 for row in records.read_index(tmp_path / 'out')}
+    assert sums['a/board001.png'] == files.sha256_of(one) != sums['b/board001.png']
+
+
+def test_a_folder_that_lacks_most_of_the_files_is_refused(converted, capsys):
+    """It may not be mounted, or be another with the same names."""
+    images, out, run = converted
+    (images / 'a' / 'board000.jpg').unlink()
+    touch(images, 'b/more.png')
+    capsys.readouterr()
+    run()
+    assert 'since the last conversion 1 files have come and 1 have gone' in capsys.readouterr().out
+    for path in (images / 'b').iterdir():
+        path.write_bytes(path.read_bytes() + b'.')
+    before = tree_sums(out)
+    with pytest.raises(UserError, match='was made of 13 files, of which 7 are not in --input_dir=.*add --overwrite'):
+        run()
+    assert tree_sums(out) == before
+
+
 def test_other_images_are_refused(converted, tmp_path, image_folder):
     _, out, run = converted
     before = stamps(out)
     others = image_folder({'x': 4, 'y': 4}, folder=tmp_path / 'others')
-    with pytest.raises(UserError, match='holds records of other images, none of which is in --input_dir='):
+    with pytest.raises(UserError, match='was made of 13 files, of which 13 are not in --input_dir='):
         run(input_dir=others)
     assert stamps(out) == before
     run(input_dir=others, overwrite=True)
@@ -358,7 +392,7 @@ def test_a_run_that_was_killed_halfway_goes_on(converted):
 def test_what_an_interrupted_conversion_has_built_is_used(converted, monkeypatch, overwrite):
     images, out, run = converted
     run(shard_bytes=4000, reshard=True)
-    for path in images.rglob('*.png'):
+    for path in images.rglob('board*.png'):
         shutil.copy(images / 'a' / 'board000.jpg', path)
     real, built = shards.build, []
 

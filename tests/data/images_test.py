@@ -311,7 +311,8 @@ def test_the_limit_itself_is_allowed(data, name, limit, less, told):
     images.normalise(data, images.Limits(**{name: limit}))
     with pytest.raises(images.Rejected) as rejected:
         images.normalise(data, images.Limits(**{name: less}))
-    assert str(rejected.value) == f'too large: {WIDTH}x{HEIGHT} pixels, {told}'
+    kind = 'too narrow' if name == 'ratio' else 'too large'
+    assert str(rejected.value) == f'{kind}: {WIDTH}x{HEIGHT} pixels, {told}'
 
 
 SIZES = [(HEIGHT, WIDTH), (24, 24), (17, 31), (100, 96)]

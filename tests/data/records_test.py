@@ -159,7 +159,7 @@ def test_another_format_version_is_refused_by_its_number(copy, version):
 
 def test_a_missing_shard_is_named(copy):
     (copy / records.shard_file('val', 0, 1)).unlink()
-    with pytest.raises(UserError, match=r'boardrec-val\.tfrecord-00000-of-00001 is missing.*--overwrite'):
+    with pytest.raises(UserError, match=r'boardrec-val\.tfrecord-00000-of-00001 is missing.*makes that shard anew'):
         records.open_record_set(copy)
 
 

@@ -211,6 +211,19 @@ def test_a_labels_csv_that_writes_a_name_in_both_ways_is_refused(tmp_path):
         scanned(tmp_path / 'images', labels_csv=str(tmp_path / 'labels.csv'))
 
 
+def test_subjects_cannot_be_kept_together_where_folders_say_the_split(tmp_path):
+    touch(tmp_path, 'train/a/1.png', 'test/a/1_2.png', 'train/b/2.png')
+    with pytest.raises(UserError, match='^--group_by=x: --input_dir=.* has split folders, which say where files go'):
+        scanned(tmp_path, group_by='x')
+
+
+def test_a_missing_validation_split_is_noted(tmp_path, capsys):
+    touch(tmp_path, 'train/a/1.png', 'train/b/2.png')
+    found, rejected = scan.scan(ConvertConfig(input_dir=str(tmp_path), output_dir='unused'))
+    scan.describe(tmp_path, found, rejected, ['a', 'b'])
+    assert 'note: no image in the val split, without which training does not begin' in capsys.readouterr().out
+
+
 def test_a_folder_that_cannot_be_read_ends_the_command(tmp_path, monkeypatch):
     """Else its images would leave the set without a word."""
     touch(tmp_path, 'images/a/1.png', 'images/a/2024/2.png', 'images/b/3.png', 'images/lost+found/x')

@@ -352,7 +352,7 @@ def test_after_a_change_only_what_it_touches_is_built_again(copied, tmp_path, co
 
 def test_another_data_set_is_refused(copied, tmp_path, convert_tfds, image_folder, convert_here):
     convert_here(image_folder({'a': 4, 'b': 4}), tmp_path / 'out')
-    with pytest.raises(UserError, match=rf'records of other images, none of which is in --tfds={copied}'):
+    with pytest.raises(UserError, match=rf'was made of 8 files, of which 8 are not in --tfds={copied}'):
         convert_tfds(copied, tmp_path / 'out')
 
 

@@ -59,6 +59,7 @@ def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, caps
     ({'verify': True, 'salvage': 'out'}, '--verify and --salvage: give one of them at a time'),
     ({'contact_sheet': 'a.png', 'augmented_sheet': 'b.png'}, '--contact_sheet and --augmented_sheet: give one'),
     ({'stats': True, 'extract': 0}, '--stats and --extract: give one of them at a time'),
+    ({'verify_records': True}, '--verify_records is for training: take --verify'),
     ({'output': 'a.jpg'}, '--output=a.jpg: is the file of --extract; name a record'),
     ({'extract': -2}, '--extract=-2: must be the number of a record, from 0'),
     ({'extract': 120}, '--extract=120: .* has records 0 to 119'),
