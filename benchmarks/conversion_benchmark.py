@@ -30,7 +30,8 @@ FOLDERS = ('generated', 'images', 'formats', 'logs')
 Rounds = dict[str, list[dict[str, Any]]]  # by contestant: what conversion_peers.main says of each round
 EXPECTED = [('keep', 'decode', 0.6), ('jpeg', 'parts', 0.8)]  # how many times as fast as which other, at least
 COLUMNS = """images/s: median of the rounds, from the command's begin to its end
-steady: boardrec's from a quarter of the images on, when all workers have imported TensorFlow; of limit: of this
+steady: boardrec's from a quarter of the images on, when all workers have imported TensorFlow, until the last is done,
+before leaks are looked for and the set is committed; of limit: of this
 CPU ms: of all processes, an image, without imports; it bears a machine that others use, too
 parent, worker: peak MiB of the process and of the largest that it starts
 boardrec decodes each image, to check it, and syncs what it writes; the other writers do neither"""

@@ -113,6 +113,9 @@ def boardrec(job: Job, **settings: str) -> Done:
     @contextlib.contextmanager
     def watched(description: str, **known: Any) -> Any:
         with bar_of(description, **known) as bar:
+            if description != 'converting' or seen:
+                yield bar
+                return
             update = bar.update
 
             def looked(count: int = 1) -> None:
@@ -127,8 +130,9 @@ def boardrec(job: Job, **settings: str) -> Done:
     progress.bar, start = watched, time.perf_counter()
     manifest = convert.convert(config)
     end, count = time.perf_counter(), sum(split.records for split in manifest.splits.values())
-    (first, before, cpu), (_, after, cpu_then) = seen[0], seen[-1]
-    return Done(count, end - start, count - before, end - first, (cpu_then - cpu) / max(1, after - before))
+    (first, before, cpu), (last, after, cpu_then) = seen[0], seen[-1]
+    images = max(1, after - before)
+    return Done(count, end - start, images, max(last - first, 1e-9), (cpu_then - cpu) / images)
 
 
 # The others.

@@ -131,7 +131,7 @@ def _normalise(data: bytes, limits: Limits) -> tuple[bytes, tf.Tensor]:
         data = _as_png(image)
     try:
         # The op itself: tf.io.decode_jpeg takes a tenth longer to pass bytes on.
-        pixels = tf.raw_ops.DecodeJpeg(contents=data, channels=3, dct_method=_DCT)
+        pixels = tf.raw_ops.DecodeJpeg(contents=tf.constant(data), channels=3, dct_method=_DCT)
     except tf.errors.ResourceExhaustedError:
         raise MemoryError from None
     except tf.errors.InvalidArgumentError as error:

@@ -194,13 +194,11 @@ def _only(values: Any) -> Any:
 
 def _encode(example: Example) -> bytes:
     import tensorflow as tf
-
-    def of_bytes(value: bytes) -> tf.train.Feature:
-        return tf.train.Feature(bytes_list=tf.train.BytesList(value=[value]))
-
-    return tf.train.Example(features=tf.train.Features(feature={
-        'image': of_bytes(example.image),
-        'label': tf.train.Feature(int64_list=tf.train.Int64List(value=[example.label])),
-        'source_id': of_bytes(os.fsencode(example.source_id)),
-        'sha256': of_bytes(example.sha256.encode()),
-    })).SerializeToString(deterministic=True)
+    message = tf.train.Example()
+    feature = message.features.feature
+    # Filled in place: constructors copy the image three times, which takes a tenth of what decoding it does.
+    feature['image'].bytes_list.value.append(example.image)
+    feature['label'].int64_list.value.append(example.label)
+    feature['source_id'].bytes_list.value.append(os.fsencode(example.source_id))
+    feature['sha256'].bytes_list.value.append(example.sha256.encode())
+    return message.SerializeToString(deterministic=True)

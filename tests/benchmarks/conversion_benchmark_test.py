@@ -68,7 +68,7 @@ def test_the_converters_start_is_no_part_of_its_steady_rate(images, tmp_path, mo
     monkeypatch.setattr(convert, 'convert', converted)
     monkeypatch.setattr(progress, 'bar', progress.bar)  # is put back after the test
     done = peers.boardrec(peers.Job('keep', str(images), str(tmp_path / 'out')))
-    assert done == peers.Done(images=40, seconds=10.0, steady_images=30, steady_seconds=2.0, cpu_seconds=0.05)
+    assert done == peers.Done(images=40, seconds=10.0, steady_images=30, steady_seconds=1.0, cpu_seconds=0.05)
 
 
 @pytest.mark.parametrize('name', ['webdataset_all', 'array_record', 'decode', 'parts'])
