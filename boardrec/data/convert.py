@@ -60,8 +60,8 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
     scan.check_classes(found, classes, config.given)
     scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
     with journal.locked(output) as folder:
-        before = earlier.plan(config, output, folder, found)
-        _check_bad(config, folder, rejected, [], len(found))
+        before, lacking = earlier.plan(config, output, folder, found), [row for row in rejected if row.is_bad]
+        _check_bad(config, folder, lacking, len(found) + len(lacking))
         plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else before.shards)
         storage = storage_of(config)
         if storage.resize == 'pad':
@@ -75,13 +75,13 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
             journal.write_plan(folder, now)
         if known.current and to_build:
             progress.say(f'{len(known.current):,} of {len(plans):,} shards are up to date')
-        bad = _build(config, pool, folder, to_build, classes, len(found), rejected, known.bad,
+        bad = _build(config, pool, folder, to_build, classes, len(found) + len(lacking), lacking + known.bad,
                      known.dropped if config.on_leak == leaks.DROP else {})
         leaked = leaks.find(config, pool, folder, plans, classes)
         to_rebuild = leaked.to_rebuild()
         if to_rebuild:
             journal.write_plan(folder, now)
-            _build(config, pool, folder, to_rebuild, classes, len(found), rejected, bad, leaked.dropped())
+            _build(config, pool, folder, to_rebuild, classes, len(found) + len(lacking), bad, leaked.dropped())
         manifest, changed = commit.commit(pool, output, folder, plans, rejected, leaked, classes, storage)
         if changed:
             _describe(output, manifest)
@@ -159,11 +159,11 @@ def _is_ours(name: str) -> bool:
 
 
 def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],
-           classes: list[str], total: int, rejected: list[scan.Rejection], bad: list[scan.Rejection],
-           dropped: dict[str, str]) -> list[scan.Rejection]:
-    """Builds shards; `dropped` files become no records, for these reasons. Returns what all shards could not take.
+           classes: list[str], total: int, bad: list[scan.Rejection], dropped: dict[str, str]
+           ) -> list[scan.Rejection]:
+    """Builds shards; `dropped` files become no records, for these reasons.
 
-    `rejected` is what the scan did, `bad` what other shards could not take, and `total` how many files were found.
+    Of `total` files `bad` are known to become no records; returns all such that are known then.
     """
     max_bytes, *limits = shards.limits_of(config)
     jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), max_bytes, tuple(limits),
@@ -171,27 +171,24 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
                                              if item.source in dropped}) for one in plans]
     rebuilt = {item.source for one in plans for item in one.found} if bad else set()
     bad = [row for row in bad if row.source not in rebuilt]
-    _check_bad(config, folder, rejected, bad, total)
+    _check_bad(config, folder, bad, total)
     with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar, \
             contextlib.closing(_built(config, pool, folder, jobs, bar)) as rejections:
         for rows in rejections:
             bad += rows
-            _check_bad(config, folder, rejected, bad, total)
+            _check_bad(config, folder, bad, total)
     return bad
 
 
-def _check_bad(config: ConvertConfig, folder: pathlib.Path, rejected: list[scan.Rejection],
-               bad: list[scan.Rejection], total: int) -> None:
-    """Raises UserError where more files can become no record than may: of those rejected by the scan, and others."""
-    of_scan = [row for row in rejected if row.is_bad]
-    count, total = len(of_scan) + len(bad), total + len(of_scan)
-    if count and config.on_bad_image == 'fail':
-        first = min([*of_scan, *bad])
+def _check_bad(config: ConvertConfig, folder: pathlib.Path, bad: list[scan.Rejection], total: int) -> None:
+    """Raises UserError where more of `total` files can become no record than may."""
+    if bad and config.on_bad_image == 'fail':
+        first = min(bad)
         raise UserError(f'{os.path.join(config.root, first.source)}: {first.reason} (--on_bad_image=fail).')
-    if count > config.max_bad_fraction * total:
-        records.write_rejected(folder, sorted([*of_scan, *bad]))
+    if len(bad) > config.max_bad_fraction * total:
+        records.write_rejected(folder, sorted(bad))
         raise UserError(
-            f'{count} of {total} files can become no record, which is more than --max_bad_fraction='
+            f'{len(bad)} of {total} files can become no record, which is more than --max_bad_fraction='
             f'{config.max_bad_fraction}: see {folder / records.REJECTED}; mend or remove them, or allow more.')
 
 
