@@ -50,20 +50,23 @@ class InspectRecordsConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        given = [name for name in _ACTIONS if getattr(self, name) != getattr(type(self), name)]
+        given = self.given()
         if len(given) > 1:
             raise UserError(f'--{given[0]} and --{given[1]}: give one of them at a time.')
         if self.output and 'extract' not in given:
             raise UserError(f'--output={self.output}: is the file of --extract; name a record with --extract=N.')
-        if self.verify_records:
-            raise UserError('--verify_records is for training: take --verify, which names each damaged record.')
         if self.extract < -1:
             raise UserError(f'--extract={self.extract}: must be the number of a record, from 0.')
 
 
+    def given(self) -> list[str]:
+        """What is to be done."""
+        return [name for name in _ACTIONS if getattr(self, name) != getattr(type(self), name)]
+
+
 def main(config: InspectRecordsConfig) -> None:
     """Prints what RECORDS holds; checks, salvages, measures or draws it if asked to."""
-    if config.verify:
+    if config.verify or (config.verify_records and not config.given()):  # a training's word for it
         verify(config.records)
     elif config.salvage:
         rescue(config.records, config.salvage)

@@ -60,8 +60,9 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
     scan.check_classes(found, classes, config.given)
     scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
     with journal.locked(output) as folder:
-        before, lacking = earlier.plan(config, output, folder, found), [row for row in rejected if row.is_bad]
+        lacking = [row for row in rejected if row.is_bad]
         _check_bad(config, folder, lacking, len(found) + len(lacking))
+        before = earlier.plan(config, output, folder, found)
         plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else before.shards)
         storage = storage_of(config)
         if storage.resize == 'pad':
@@ -83,6 +84,7 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
             journal.write_plan(folder, now)
             _build(config, pool, folder, to_rebuild, classes, len(found) + len(lacking), bad, leaked.dropped())
         manifest, changed = commit.commit(pool, output, folder, plans, rejected, leaked, classes, storage)
+        journal.write_plan(folder, now._replace(complete=True, overwriting=False))
         if changed:
             _describe(output, manifest)
         else:
@@ -92,7 +94,6 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
         if to_build and storage != records.KEEP:
             refused = {source for source, *_ in records.read_rejected(output)}
             storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
-        journal.write_plan(folder, now._replace(complete=True, overwriting=False))
     return manifest
 
 

@@ -43,15 +43,17 @@ def plan(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, foun
                             'name another --output_dir, or add --overwrite.')
         journal.forget(folder, but=set())
         return journal.Plan(deciding, {}, complete=False)
+    if replacing and there and not config.overwrite:
+        raise UserError(f'{output} was being replaced when its last conversion ended: add --overwrite to go on with '
+                        'that, or name another --output_dir.')
     changed = [name for name in _DECIDING if before.settings.get(name) != deciding[name]]
     if changed:
         raise UserError(f'{output} was converted with --{changed[0]}={before.settings.get(changed[0], "")}, not with '
                         f'--{changed[0]}={deciding[changed[0]]}: name another --output_dir, or add --overwrite.')
     if there and not config.overwrite:
-        if replacing:
-            raise UserError(f'{output} was being replaced when its last conversion ended: add --overwrite to go on '
-                            'with that, or name another --output_dir.')
-        _compare(config, output, folder, found)
+        _compare(config, output, folder, found, complete=before.complete)
+    if not before.shards:  # it was killed before it had forgotten what was there
+        journal.forget(folder, but=set())
     return before
 
 
@@ -74,7 +76,8 @@ def _deciding(config: ConvertConfig) -> dict[str, str]:
     return {name: str(getattr(config, name)) for name in _DECIDING}
 
 
-def _compare(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found]) -> None:
+def _compare(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, found: list[scan.Found], *,
+             complete: bool) -> None:
     """Says how many files have come and gone. Raises UserError where more than half have: is it the right folder?"""
     there = {hash((item.source, item.bytes)) for item in found}
     total = kept = 0
@@ -86,7 +89,7 @@ def _compare(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, 
     if kept < total / 2:
         raise UserError(f'{output} was made of {total:,} files, of which {total - kept:,} are not in {config.given} or '
                         'have other sizes: if that is meant, add --overwrite, else name another --output_dir.')
-    if total and (kept < total or kept < len(found)):  # none: a --reshard was interrupted at its first shard
+    if complete and not kept == total == len(found):
         progress.say(f'since the last conversion {len(found) - kept:,} files have come and {total - kept:,} have gone '
                      '(one of another size has done both)')
 
@@ -103,7 +106,8 @@ def _is_current(folder: pathlib.Path, root: pathlib.Path | str, shard_plan: shar
         return False
     if any(built.classes.index(label) != classes.index(label) for label in {item.label for item in built.sources}):
         return False  # records hold numbers
-    touched = [now for now, then in pairs if now.changed_ns != then.changed_ns or not then.sha256]
+    touched = [now for now, then in pairs
+               if not then.changed_ns or now.changed_ns != then.changed_ns or not then.sha256]
     digests = threads.map(lambda now: source_file.sha256_of(root, now), touched)
     sums = dict(zip((now.source for now in touched), digests, strict=True))
     if any(sums.get(then.source, then.sha256) != then.sha256 for _, then in pairs):

@@ -275,6 +275,8 @@ def _open(data: bytes) -> Image.Image:
         # Pillow warns and raises on its own pixel limits; ours is checked by the caller, before any pixel is decoded.
         Image.MAX_IMAGE_PIXELS = None
         return Image.open(io.BytesIO(data), formats=_FORMATS)
+    except MemoryError:
+        raise
     except Exception:  # Pillow's format plug-ins raise whatever the bytes make them raise
         raise Rejected('damaged header' if data.startswith((JPEG_MAGIC, PNG_MAGIC)) else 'not an image') from None
 
@@ -303,7 +305,7 @@ def _as_png(image: Image.Image) -> bytes:
     try:
         image.load()
         return _png(_as_rgb(ImageOps.exif_transpose(image)))
-    except Rejected:
+    except (Rejected, MemoryError):
         raise
     except Exception as error:  # as above: any decoder, any bytes
         raise Rejected('truncated' if 'truncated' in str(error) else f'decoder error: {_first_line(error)}') from None

@@ -172,6 +172,7 @@ def take_over(folder: pathlib.Path, other: pathlib.Path, name: str) -> Built | N
     files.commit_file(other / name, folder / name)
     if files.sha256_of(folder / name) != built.shard.sha256:
         (folder / name).unlink()
+        (other / f'{name}.json').unlink(missing_ok=True)  # that attempt writes its own
         return None
     built = built._replace(mtime_ns=(folder / name).stat().st_mtime_ns)
     write(folder, built)

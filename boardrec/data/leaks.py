@@ -106,8 +106,8 @@ def find(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans:
     for gap in gaps:
         progress.say(f'note: {gap}: {records.DUPLICATES} may lack some pairs')
     if config.on_leak == 'fail' and gaps and not len(pairs):
-        raise UserError(f'--on_leak=fail: {gaps[0]}, so that nobody knows whether there is a leak; run the same '
-                        'command again, or take --on_leak=report.')
+        raise UserError(f'--on_leak=fail: {gaps[0]}, so that nobody knows whether there is a leak; see to that, or '
+                        'take --on_leak=report.')
     if config.on_leak == 'fail' and len(pairs):
         records.write_duplicates(folder, leaks.rows())
         raise UserError(f'--on_leak=fail: {_told(leaks)}: see {folder / records.DUPLICATES}; remove copies, or take '
@@ -211,7 +211,7 @@ def compare(task: tuple[str, tuple, Sequence[tuple[scan.Found, scan.Found]]], sk
             try:
                 data = source_file.read(root, item, max_bytes).data
                 thumbnails[item.source] = images.thumbnail(data or b'', images.Limits(*limits))
-            except (OSError, images.Rejected):  # changed since its shard was built
+            except (OSError, MemoryError, images.Rejected):  # changed since its shard was built
                 thumbnails[item.source] = None
         return thumbnails[item.source]
 

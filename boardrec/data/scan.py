@@ -63,7 +63,7 @@ class Rejection(NamedTuple):
     @property
     def is_bad(self) -> bool:
         """Whether the scan lacks what was to be there, rather than passing over what is no image."""
-        return self.reason.startswith(('unreadable', 'damaged', _NOT_A_FILE))
+        return self.reason.startswith(('unreadable', 'damaged', 'its Example lacks', _NOT_A_FILE))
 
 
 def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
@@ -100,10 +100,9 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
         return os.path.relpath(path, root)
 
     def unreadable(error: OSError) -> None:
-        if os.path.basename(error.filename) != _OF_THE_DISK:  # nobody knows how many images are in there
-            raise UserError(f'{error.filename}: a folder that cannot be read ({error.strerror}); make it readable, or '
-                            'move it away.')
-        rejected.append(Rejection(relative(error.filename), 'system folder'))
+        # Nobody knows how many images are in there.
+        raise UserError(f'{error.filename}: a folder that cannot be read ({error.strerror}); make it readable, or move '
+                        'it away.')
 
     for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         info = os.stat(folder)
@@ -113,6 +112,9 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
             continue
         seen.add((info.st_dev, info.st_ino))
         subfolders.sort()
+        if _OF_THE_DISK in subfolders:
+            subfolders.remove(_OF_THE_DISK)
+            rejected.append(Rejection(relative(os.path.join(folder, _OF_THE_DISK)), 'system folder'))
         inner = '' if folder == os.fspath(root) else relative(folder) + os.sep  # a relpath takes as long as two stats
         for name in sorted(names):
             path, source = os.path.join(folder, name), inner + name
@@ -217,7 +219,8 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[F
 def _subfolders(root: pathlib.Path | str, regular: list[File], *place: str) -> list[str]:
     """The folders in a folder of the root, by name. In an object store none is empty."""
     if not isinstance(root, str):
-        return sorted(entry.name for entry in root.joinpath(*place).iterdir() if entry.is_dir())
+        return sorted(entry.name for entry in root.joinpath(*place).iterdir()
+                      if entry.is_dir() and entry.name != _OF_THE_DISK)
     paths, depth = (tuple(source.split(os.sep)) for source, *_ in regular), len(place)
     return sorted({parts[depth] for parts in paths if parts[:depth] == place and len(parts) > depth + 1})
 

@@ -99,7 +99,10 @@ def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> list[scan.
     shard, offsets = tfrecord.write_shard(folder / job.plan.file, examples(), job.classes)
     of_record = iter(offsets)
     sources = [item if item.reason else item._replace(offset=next(of_record)) for item in sources]
-    mtime_ns = (folder / job.plan.file).stat().st_mtime_ns
+    try:
+        mtime_ns = (folder / job.plan.file).stat().st_mtime_ns
+    except FileNotFoundError:  # another attempt of a Beam pipeline, whose parent has taken it
+        mtime_ns = 0
     built = Built(job.plan.split, job.classes, shard, mtime_ns, sources, perceptual.VERSION)
     journal.write(folder, built)
     return built.bad()

@@ -62,7 +62,7 @@ def measure(root: str, sources: Sequence[scan.Found], storage: Storage) -> Measu
     for source in sources:
         try:
             one = images.prepare(source_file.read(root, source, sys.maxsize).data, storage)
-        except (OSError, images.Rejected):  # changed since it was converted
+        except (OSError, MemoryError, images.Rejected):  # changed since it was converted
             continue
         again = images.decode_stored(one.stored, storage, one.image.height, one.image.width).numpy()
         errors.append(_mean_square(again.astype(np.float32) - np.asarray(one.image)))

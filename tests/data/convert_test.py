@@ -1,5 +1,6 @@
 """From a folder of images to a record set: what goes where, what is refused, what a second or a killed run does."""
 
+import math
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, journal, records, scan, shards, source_file, tfrecord, workers
+from boardrec.data import convert, files, journal, records, scan, shards, source_file, storage_report, tfrecord, workers
 from boardrec.data import images as image_lib
 
 # What is found
@@ -588,6 +589,30 @@ def test_a_set_that_was_being_replaced_is_no_increment(converted, tmp_path, imag
     assert all(source[0] in 'xy' for source in outcome(out))
 
 
+def test_overwrite_that_was_killed_before_it_had_forgotten_uses_nothing_of_what_was_there(converted, monkeypatch):
+    _, out, run = converted
+    other = {'encoding': 'raw', 'image_size': '16', 'resize': 'squash', 'overwrite': True}
+
+    def killed(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(journal, 'forget', killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(**other)
+    monkeypatch.undo()
+    run(**other)
+    assert len(tfrecord.read_image(records.open_record_set(out), 0)) == 16 * 16 * 3
+
+
+def test_overwrite_that_is_refused_forgets_nothing(converted):
+    images, out, run = converted
+    (images / 'a' / 'gone.png').symlink_to('nowhere')
+    with pytest.raises(UserError, match='on_bad_image=fail'):
+        run(overwrite=True, on_bad_image='fail')
+    run()
+    assert outcome(out)['a/gone.png'].startswith('unreadable')
+
+
 def test_shards_of_a_conversion_that_nobody_knows_are_not_used(converted):
     """Its settings went with plan.json."""
     _, out, run = converted
@@ -677,7 +702,9 @@ def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_fo
     images = image_folder({'a': 3, 'b': 3}, folder=tmp_path / 'images')
     convert_here(images, tmp_path / 'kept', splits='train:1')
     assert 'times as fast' not in capsys.readouterr().out
-    convert_here(images, tmp_path / 'png', splits='train:1', encoding='png')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(storage_report, 'measure', lambda *_: storage_report.Measured(6, math.inf, 1.1))
+        convert_here(images, tmp_path / 'png', splits='train:1', encoding='png')
     assert 'hardly faster to decode: leave out --encoding=png' in capsys.readouterr().out
     convert_here(images, tmp_path / 'raw', splits='train:1', encoding='raw', image_size='20', resize='squash')
     out = capsys.readouterr().out

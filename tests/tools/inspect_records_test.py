@@ -59,7 +59,6 @@ def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, caps
     ({'verify': True, 'salvage': 'out'}, '--verify and --salvage: give one of them at a time'),
     ({'contact_sheet': 'a.png', 'augmented_sheet': 'b.png'}, '--contact_sheet and --augmented_sheet: give one'),
     ({'stats': True, 'extract': 0}, '--stats and --extract: give one of them at a time'),
-    ({'verify_records': True}, '--verify_records is for training: take --verify'),
     ({'output': 'a.jpg'}, '--output=a.jpg: is the file of --extract; name a record'),
     ({'extract': -2}, '--extract=-2: must be the number of a record, from 0'),
     ({'extract': 120}, '--extract=120: .* has records 0 to 119'),
@@ -96,9 +95,10 @@ def test_a_whole_set_is_told_in_a_line(record_set_path, capsys):
     assert line.startswith(f'{record_set_path}: all is well: 120 records in 6 shards, ')
 
 
-def test_damage_is_named_and_ends_with_status_2(damaged, capsys):
+@pytest.mark.parametrize('flag', ['--verify', '--verify_records'])
+def test_damage_is_named_and_ends_with_status_2(damaged, capsys, flag):
     with pytest.raises(SystemExit) as exited:
-        cli.run(inspect_records.main, InspectRecordsConfig, ['tool', f'--records={damaged}', '--verify'])
+        cli.run(inspect_records.main, InspectRecordsConfig, ['tool', f'--records={damaged}', flag])
     said = capsys.readouterr()
     assert exited.value.code == 2 and 'record 3 (' in said.out.splitlines()[1]
     assert said.err.startswith(f'error: {damaged} is damaged: the 2 lines above say where; --salvage=NEW_FOLDER')
