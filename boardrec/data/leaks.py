@@ -19,7 +19,6 @@ from boardrec.data import duplicates, files, journal, perceptual, records, scan,
 
 DROP = 'drop_from_train'  # of --on_leak
 _PAIRS_A_TASK, _PAIRS_A_ROUND = 128, 1 << 16
-_TRAIN = SPLITS.index('train')
 _UNREADABLE = float('nan')  # the difference of two images one of which cannot be read any more; tried again
 
 
