@@ -5,6 +5,7 @@ import os
 import re
 from unittest.mock import ANY
 
+from conversions import touch
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
@@ -15,13 +16,6 @@ def scanned(folder, **others):
     """{source: (split, label)} and {source: reason} of a folder."""
     found, rejected = scan.scan(ConvertConfig(input_dir=str(folder), output_dir='unused', **others))
     return {item.source: (item.split, item.label) for item in found}, {item.source: item.reason for item in rejected}
-
-
-def touch(folder, *names, content=b'not an image'):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
 
 
 # Layouts
