@@ -18,18 +18,26 @@ from absl import flags
 from boardrec.config import UserError
 
 USER_ERROR = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+INTERRUPTED = 130  # 128 + SIGINT, as shells report it; SIGTERM gives 143
 CLOSED_PIPE = 141  # 128 + SIGPIPE
 
 Config = TypeVar('Config')
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended a command that had time to save what it had."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
 
 
 def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None, *, resumes: bool = False
         ) -> None:
     """Parses `argv` (default: the command line), calls `main(config)` and exits.
 
-    With status 0, with 2 for a user's mistake, with 130 for Ctrl-C, after which the command `resumes` if it is given
-    again. A mistake is told in one sentence; anything unforeseen keeps its traceback.
+    With status 0, with 2 for a user's mistake, with 130 for Ctrl-C and 143 for a SIGTERM that the command heard, after
+    which it `resumes` if it is given again. A mistake is told in one sentence; anything unforeseen keeps its traceback.
     """
     argv = sys.argv if argv is None else argv
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
@@ -46,9 +54,9 @@ def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | N
         if error.errno not in _USER_ERRNOS:
             raise
         _fail(_sentence(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print(f'Interrupted{"; the same command goes on from what is complete" if resumes else ""}.', file=sys.stderr)
-        sys.exit(INTERRUPTED)
+        sys.exit(128 + error.number if isinstance(error, Interrupted) else INTERRUPTED)
     finally:
         # The status is known by now, but TensorFlow takes a second to leave. Registered last, it is done first.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)

@@ -245,12 +245,30 @@ class TrainConfig:
         'grpc://HOST:PORT of a tf.data service whose workers read and decode in place of this host; the order of the '
         'records is then not promised', '')
     strategy: str = setting(
-        'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored'))
+        'devices: auto takes every visible GPU, and the workers that TF_CONFIG names', 'auto',
+        ('auto', 'one', 'mirrored', 'multi_worker'))
     gpus: str = setting('GPUs to use, like 0,1; by default all', '')
+    xla: str = setting(
+        'compile the step with XLA; auto does so on one GPU. Several devices hang with it', 'auto',
+        ('auto', 'on', 'off'))
+    steps_per_call: int = setting('steps that a device takes without the host; 0 chooses: 16 on GPUs, 1 on CPUs', 0)
+    deterministic: bool = setting(
+        'take only kernels on GPUs that give the same bits each time, some of which are slower; CPUs do anyway', False)
+    checkpoint_every_steps: int = setting('steps after which the state is saved, beside each end of an epoch', 500)
+    on_nan: str = setting(
+        'what a loss or gradient that is not finite does: stop, or go back to the last saved state and halve the '
+        'learning rate, at most three times', 'stop', ('stop', 'rollback'))
+    init_from: str = setting(
+        'folder of a finished run whose weights this one starts from; its last layer too if the classes are the same',
+        '')
+    log_every_steps: int = setting('steps between two points of the curves in TensorBoard', 50)
+    profile_steps: str = setting('first and last step, like 100,110, of a profile for TensorBoard; by default none', '')
+    dry_run: bool = setting(
+        'print settings, layers, records and memory, time a step and end there; writes nothing', False)
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'records', 'run_dir', 'feature_cache_dir')
+        _check_local(self, 'records', 'run_dir', 'feature_cache_dir', 'init_from')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
@@ -271,6 +289,12 @@ class TrainConfig:
         _check(re.fullmatch(r'(grpc://[^/:]+:\d+)?', self.data_service) is not None, 'data_service', self.data_service,
                'like grpc://HOST:PORT')
         _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')
+        _check_at_least(self, 0, 'steps_per_call')
+        _check_at_least(self, 1, 'checkpoint_every_steps', 'log_every_steps')
+        _check(self.xla != 'on' or self.strategy in ('auto', 'one'), 'xla', self.xla, 'auto or off on several devices')
+        match = re.fullmatch(r'(\d+),(\d+)', self.profile_steps)
+        _check(not self.profile_steps or (match is not None and int(match[1]) <= int(match[2])), 'profile_steps',
+               self.profile_steps, 'the first and last step, like 100,110')
         self.height_width()
 
     def _check_views(self) -> None:

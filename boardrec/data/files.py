@@ -19,7 +19,7 @@ from typing import BinaryIO
 from boardrec.config import UserError
 
 TEMPORARY_PREFIX = '.tmp-'
-_DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
 def cache_dir() -> pathlib.Path:
@@ -163,7 +163,7 @@ def naming(path: os.PathLike | str) -> Iterator[None]:
         yield
     except OSError as error:
         temporary = os.path.basename(os.fsdecode(error.filename or '')).startswith(TEMPORARY_PREFIX)
-        if temporary or (error.filename is None and error.errno in _DISK_ERRNOS):
+        if temporary or (error.filename is None and error.errno in DISK_ERRNOS):
             error.filename = os.fspath(path)
         raise
 

@@ -87,32 +87,45 @@ def train_dataset(record_set: RecordSet | str | os.PathLike, split: str = 'train
         dataset = dataset.apply(tf.data.experimental.service.distribute(
             processing_mode=tf.data.experimental.service.ShardingPolicy.DYNAMIC, service=service))
         dataset = dataset.rebatch(batch_size)  # each worker's last batch may be short
-    if hosts > 1:
-        pad_multiple = share
-        if 0 < len(ordered) % batch_size <= host:  # none of the last batch's records is this host's
-            dataset = dataset.concatenate(_padding(image_size, share))
-    return finish(dataset, pad_multiple=pad_multiple, batches=-(-len(ordered) // batch_size))
+    return finish(dataset, pad_multiple=share if hosts > 1 else pad_multiple, batches=-(-len(ordered) // batch_size),
+                  padding=0 < len(ordered) % batch_size <= host)  # none of the last batch's records is this host's
 
 
 def eval_dataset(record_set: RecordSet | str | os.PathLike, split: str, *, image_size: tuple[int, int] = (224, 224),
-                 batch_size: int = 64, pad_multiple: int = 1) -> tf.data.Dataset:
-    """Every record of `split` once, in record_id order; yields Batch, the last one padded as in train_dataset."""
+                 batch_size: int = 64, pad_multiple: int = 1, host: int = 0, hosts: int = 1) -> tf.data.Dataset:
+    """Every record of `split` once, in record_id order; yields Batch, the last one padded as in train_dataset.
+
+    Each of `hosts` hosts has its part of the records, and as many batches as the others: see part_of_host.
+    """
     record_set = opened(record_set)
-    return view_dataset(record_set, split, [record_set.split_range(split)], image_size=image_size,
-                        batch_size=batch_size, pad_multiple=pad_multiple)
+    ids, batches = part_of_host(record_set.split_range(split), batch_size=batch_size, host=host, hosts=hosts)
+    share = batch_size // hosts
+    return view_dataset(record_set, split, [ids], image_size=image_size, batch_size=share,
+                        pad_multiple=share if hosts > 1 else pad_multiple, batches=batches)
+
+
+def part_of_host(ids: range, *, batch_size: int, host: int, hosts: int) -> tuple[range, int]:
+    """A host's consecutive part of records, and how many batches of its share of `batch_size` each host has."""
+    count = len(ids)
+    part = ids[count * host // hosts:count * (host + 1) // hosts]
+    return part, -(--(-count // hosts) // (batch_size // hosts))
 
 
 def view_dataset(record_set: RecordSet, split: str, ranges: Iterable[range], *,
                  image_size: tuple[int, int], batch_size: int, views: Views = AS_IT_IS, view: int = 0,
-                 pad_multiple: int = 1) -> tf.data.Dataset:
-    """One view of the records of `split` whose ids are in `ranges`, in that order; yields Batch, as eval_dataset."""
+                 pad_multiple: int = 1, batches: int = 0) -> tf.data.Dataset:
+    """One view of the records of `split` whose ids are in `ranges`, in that order; yields Batch, as eval_dataset.
+
+    Of `batches`, one more than the records make, the last is padding.
+    """
     record_set.require_size(image_size)
     ids = np.concatenate([np.asarray(ids, np.int64) for ids in ranges])
     dataset = tf.data.Dataset.from_tensor_slices(_pieces(record_set, _shard_ends(record_set, split), ids))
     dataset = dataset.flat_map(_piece_reader(record_set, split))
     dataset = _decode(dataset, record_set.manifest.storage, image_size=image_size, batch_size=batch_size, views=views,
                       view=view, threads=THREADS)
-    return finish(dataset, pad_multiple=pad_multiple, batches=-(-len(ids) // batch_size))
+    own = -(-len(ids) // batch_size)
+    return finish(dataset, pad_multiple=pad_multiple, batches=max(batches, own), padding=batches > own)
 
 
 @contextlib.contextmanager
@@ -147,14 +160,21 @@ def pad(batch: Batch, multiple: int) -> Batch:
                  padded(batch.record_ids, -1))
 
 
-def finish(dataset: tf.data.Dataset, *, pad_multiple: int, batches: int) -> tf.data.Dataset:
+def finish(dataset: tf.data.Dataset, *, pad_multiple: int, batches: int, padding: bool = False) -> tf.data.Dataset:
     """The last steps of a pipeline of so many batches: pads them to a multiple; one is under way while another is used.
+
+    The last of the batches may be nothing but `padding`, of `pad_multiple` rows.
 
     Without tf.data's tuner: it sleeps for up to as long as an iterator has lived, and the iterator's end waits for it,
     so that epochs of 24 s took 41 s. Nor is there anything to tune: threads and buffers are given.
     """
     if pad_multiple > 1:
         dataset = dataset.map(lambda batch: pad(batch, pad_multiple))
+    if padding:
+        nothing = tf.nest.map_structure(
+            lambda spec: tf.zeros([pad_multiple, *spec.shape[1:]], spec.dtype), dataset.element_spec)
+        dataset = dataset.concatenate(tf.data.Dataset.from_tensors(
+            nothing._replace(record_ids=tf.fill([pad_multiple], tf.constant(-1, tf.int64)))))
     dataset = dataset.apply(tf.data.experimental.assert_cardinality(batches))
     options = tf.data.Options()
     options.autotune.enabled = False
@@ -285,10 +305,3 @@ def _decode(dataset: tf.data.Dataset, storage: Storage, *, image_size: tuple[int
         return Batch(image, label, tf.ones([], tf.float32), record_id)
 
     return dataset.map(decode, num_parallel_calls=threads, deterministic=True).batch(batch_size)
-
-
-def _padding(image_size: tuple[int, int], count: int) -> tf.data.Dataset:
-    """One batch of nothing but padding."""
-    return tf.data.Dataset.from_tensors(Batch(
-        tf.zeros([count, *image_size, 3], tf.uint8), tf.zeros([count], tf.int32), tf.zeros([count]),
-        tf.fill([count], tf.constant(-1, tf.int64))))

@@ -105,22 +105,30 @@ def seconds_an_image(trunk: Trunk) -> float:
 
 
 def train_dataset(trunk: Trunk, views: Sequence[Opened], split: str, *, batch_size: int, seed: int,
-                  epoch: int, shuffle_records: int, pad_multiple: int = 1) -> tf.data.Dataset:
+                  epoch: int, shuffle_records: int, pad_multiple: int = 1, first_step: int = 0, host: int = 0,
+                  hosts: int = 1) -> tf.data.Dataset:
     """One epoch of cached features, in the order, views and batches of input_pipeline.train_dataset; yields Batch."""
-    record_set = trunk.record_set
+    record_set, share = trunk.record_set, batch_size // hosts
     positions = order.sequence(input_pipeline.split_blocks(record_set, split), seed=seed, epoch=epoch,
-                               window_records=shuffle_records)
-    chosen = order.views(record_set.split_range(split).start + positions, seed=trunk.views.seed, epoch=epoch,
+                               window_records=shuffle_records)[first_step * batch_size:]
+    own = positions[host::hosts]
+    chosen = order.views(record_set.split_range(split).start + own, seed=trunk.views.seed, epoch=epoch,
                          count=len(views))
-    return _dataset(trunk, views, split, positions, chosen, batch_size=batch_size, pad_multiple=pad_multiple)
+    return input_pipeline.finish(
+        _dataset(trunk, views, split, own, chosen, batch_size=share),
+        pad_multiple=share if hosts > 1 else pad_multiple, batches=-(-len(positions) // batch_size),
+        padding=0 < len(positions) % batch_size <= host)
 
 
-def eval_dataset(trunk: Trunk, opened: Opened, split: str, *, batch_size: int, pad_multiple: int = 1
-                 ) -> tf.data.Dataset:
-    """Every record's cached features once, in record_id order; yields Batch."""
-    positions = np.arange(len(trunk.record_set.split_range(split)))
-    return _dataset(trunk, [opened], split, positions, np.zeros_like(positions), batch_size=batch_size,
-                    pad_multiple=pad_multiple)
+def eval_dataset(trunk: Trunk, opened: Opened, split: str, *, batch_size: int, pad_multiple: int = 1, host: int = 0,
+                 hosts: int = 1) -> tf.data.Dataset:
+    """Every record's cached features once, in record_id order; yields Batch. Hosts: as input_pipeline.eval_dataset."""
+    part, batches = input_pipeline.part_of_host(
+        range(len(trunk.record_set.split_range(split))), batch_size=batch_size, host=host, hosts=hosts)
+    positions, share = np.asarray(part, np.int64), batch_size // hosts
+    return input_pipeline.finish(
+        _dataset(trunk, [opened], split, positions, np.zeros_like(positions), batch_size=share),
+        pad_multiple=share if hosts > 1 else pad_multiple, batches=batches, padding=batches > -(-len(part) // share))
 
 
 def _rows(trunk: Trunk, dataset: tf.data.Dataset) -> Iterator[np.ndarray]:
@@ -143,7 +151,7 @@ def _rows(trunk: Trunk, dataset: tf.data.Dataset) -> Iterator[np.ndarray]:
 
 
 def _dataset(trunk: Trunk, views: Sequence[Opened], split: str, positions: np.ndarray, chosen: np.ndarray, *,
-             batch_size: int, pad_multiple: int) -> tf.data.Dataset:
+             batch_size: int) -> tf.data.Dataset:
     ids = trunk.record_set.split_range(split)
     labels = tf.constant(trunk.record_set.labels[ids.start:ids.stop])
     rows_a_shard, row_bytes = views[0].shards[0].shape
@@ -160,8 +168,7 @@ def _dataset(trunk: Trunk, views: Sequence[Opened], split: str, positions: np.nd
                      ids.start + places)
 
     dataset = tf.data.Dataset.from_tensor_slices((positions, chosen)).batch(batch_size)
-    dataset = dataset.map(read, num_parallel_calls=2, deterministic=True)
-    return input_pipeline.finish(dataset, pad_multiple=pad_multiple, batches=-(-len(positions) // batch_size))
+    return dataset.map(read, num_parallel_calls=2, deterministic=True)
 
 
 def _split(rows: tf.Tensor, features: tuple[tf.TensorSpec, ...]) -> tuple[tf.Tensor, ...]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 import functools
+import itertools
 import math
 import os
 import pathlib
@@ -16,7 +17,7 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import data_service, input_pipeline, records
+from boardrec.data import data_service, input_pipeline, order, records
 from boardrec.data.augment import Views
 from boardrec.training import cut, distribute, feature_store, features, model
 from boardrec.training.feature_store import Opened, Part
@@ -34,10 +35,11 @@ class Feed(NamedTuple):
     """What is trained and the batches that it takes."""
 
     network: keras.Model  # inputs to logits
-    train: Callable[[int], Iterable[Any]]  # epoch (0-based) to its batches
-    val: tf.data.Dataset
+    train: Callable[[int, int], Iterable[Any]]  # epoch and first step (0-based) to its batches, of each replica
+    val: Iterable[Any]
     train_records: int
     steps_per_epoch: int
+    val_steps: int
 
 
 class Decision(NamedTuple):
@@ -68,7 +70,7 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
     folder = pathlib.Path(config.feature_cache_dir)
     trunk = features.compile_trunk(
         found, record_set, backbone=config.backbone, precision=config.precision, views=views(config),
-        strategy=strategy,
+        strategy=distribute.of_this_host(strategy),
         batch_size=config.batch_size // (distribute.replicas(strategy) * config.accumulate_steps))
     parts = tuple(part for split in SPLITS for part in features.parts(trunk, folder, split))
     absent = tuple(feature_store.missing(part) for part in parts)
@@ -97,34 +99,55 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
 def open_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any,
               decision: Decision) -> Feed:
     """Carries a decision out: computes the features that are missing, which may take long. Says what it did."""
-    # Several replicas need equal shares of each batch, and full ones keep shapes fixed; one device needs equal parts.
-    common = {'batch_size': config.batch_size,
-              'pad_multiple': config.batch_size if strategy else config.accumulate_steps}
+    # Several replicas need equal shares of each batch, and full ones keep shapes fixed, which XLA compiles for; one
+    # device needs equal parts.
+    host, hosts = distribute.host_of_hosts(strategy)
+    common = {'batch_size': config.batch_size, 'host': host, 'hosts': hosts,
+              'pad_multiple': config.batch_size if strategy or config.xla == 'on' else config.accumulate_steps}
     shuffle = {'seed': config.seed, 'shuffle_records': config.shuffle_records, **common}
-    train_records = len(record_set.split_range('train'))
-    counts = {'train_records': train_records, 'steps_per_epoch': math.ceil(train_records / config.batch_size)}
+    counts = {split: len(record_set.split_range(split)) for split in SPLITS}
+    _, val_steps = input_pipeline.part_of_host(
+        range(counts['val']), batch_size=config.batch_size, host=host, hosts=hosts)
+    lengths = {'train_records': counts['train'], 'steps_per_epoch': math.ceil(counts['train'] / config.batch_size),
+               'val_steps': val_steps}
     if decision.trunk:
         if config.data_service:
             progress.say('--data_service is not used: cached features need no preprocessing')
         *of_train, of_val = _compute_and_open(decision)
         return Feed(
             model.for_training(decision.trunk.cut.tail),
-            lambda epoch: features.train_dataset(decision.trunk, of_train, 'train', epoch=epoch, **shuffle),
-            features.eval_dataset(decision.trunk, of_val, 'val', **common), **counts)
+            lambda epoch, first_step: distribute.batches(strategy, features.train_dataset(
+                decision.trunk, of_train, 'train', epoch=epoch, first_step=first_step, **shuffle)),
+            distribute.batches(strategy, features.eval_dataset(decision.trunk, of_val, 'val', **common)), **lengths)
     if config.data_service:
         progress.say(f'training images come from {config.data_service}: their order is not promised, and a run that is '
                      'interrupted does not go on to exactly the same result')
     size = config.height_width()
 
-    def train(epoch: int) -> Iterable[Any]:
-        dataset = input_pipeline.train_dataset(
-            record_set, 'train', epoch=epoch, image_size=size, views=views(config), ram_mb=config.pipeline_ram_mb,
-            service=config.data_service, **shuffle)
-        return data_service.batches(dataset, config.data_service) if config.data_service else dataset
+    def train(epoch: int, first_step: int) -> Iterable[Any]:
+        dataset = functools.partial(
+            input_pipeline.train_dataset, record_set, 'train', epoch=epoch, image_size=size, views=views(config),
+            ram_mb=config.pipeline_ram_mb, **shuffle)
+        if not config.data_service:
+            return distribute.batches(strategy, dataset(first_step=first_step))
+        # A service knows no order, so that what was taken before an interruption is not known either.
+        batches = data_service.batches(dataset(service=config.data_service), config.data_service)
+        return (distribute.place(strategy, batch) for batch in itertools.islice(batches, first_step, None))
 
     return Feed(
         model.for_training(keras.Model(classifier.model.input, classifier.logits)), train,
-        input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common), **counts)
+        distribute.batches(strategy, input_pipeline.eval_dataset(record_set, 'val', image_size=size, **common)),
+        **lengths)
+
+
+def records_of_step(config: TrainConfig, record_set: records.RecordSet, epoch: int, step: int) -> dict[str, list]:
+    """The ids and sources of a step's records; none where a service chose them."""
+    if config.data_service:
+        return {'record_ids': [], 'sources': []}
+    ids = record_set.split_range('train').start + order.sequence(
+        input_pipeline.split_blocks(record_set, 'train'), seed=config.seed, epoch=epoch,
+        window_records=config.shuffle_records)[step * config.batch_size:][:config.batch_size]
+    return {'record_ids': ids.tolist(), 'sources': [record_set.sources[number] for number in ids]}
 
 
 def views(config: TrainConfig) -> Views:

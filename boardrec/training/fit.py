@@ -1,87 +1,228 @@
 """The training recipe: records and settings in, a finished run out. Read it from top to bottom."""
 
+from collections.abc import Callable
+import contextlib
 import dataclasses
-import math
+import json
 import os
 import pathlib
 import platform
-import resource
-import time
 from typing import Any
 
 import keras
 import numpy as np
 import tensorflow as tf
 
-from boardrec import progress
+from boardrec import cli, progress
 from boardrec.config import TrainConfig, UserError
 from boardrec.data import files, images, input_pipeline, records
-from boardrec.training import advice, backbones, checkpoint, distribute, feed, model, optim, run_dir, steps
-from boardrec.training.feed import Feed
+from boardrec.training import (
+    advice,
+    checkpoint,
+    class_weights,
+    distribute,
+    feed,
+    init_from,
+    loop,
+    model,
+    optim,
+    run_dir,
+    steps,
+    stopping,
+)
+from boardrec.training.board import Board
+from boardrec.training.checkpoint import RunState
+from boardrec.training.loop import Session
 from boardrec.training.model import Classes, Classifier
 from boardrec.training.run_dir import RunDir
+from boardrec.training.steps import Objective
+
+_MOST_ROLLBACKS = 3
 
 
 def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
 
-    `record_set` is config.records, opened.
-    Raises UserError for records, settings or a run folder that do not fit.
+    `record_set` is config.records, opened. With several hosts each of them calls this, and host 0 alone writes RUN.
+    Raises UserError for records, settings or a run folder that do not fit, and cli.Interrupted after a signal.
     """
     _require_splits(record_set)
     record_set.require_size(config.height_width())
-    keras.utils.set_random_seed(config.seed)
     strategy = distribute.set_up(config)
+    keras.utils.set_random_seed(config.seed)
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
-    config, run = _resolve(config, classes, strategy), RunDir(pathlib.Path(config.run_dir))
-    facts = _facts(record_set, config)
-    earlier = run_dir.find(run, config, facts)
-    if earlier and run_dir.read_facts(run.path).get('finished'):
-        progress.say(f'{run.path}: training is already finished; nothing to do.')
-        return
-    asked, config = config.feature_cache, earlier or config
+    config = _resolve(config, classes, strategy)
+    run, leads = RunDir(pathlib.Path(config.run_dir)), distribute.host_of_hosts(strategy)[0] == 0
+    with (stopping.listen() as stop, distribute.naming_lost_workers(strategy),
+          run_dir.locked(run) if leads else contextlib.nullcontext()):
+        facts = _facts(record_set, config)
+        begun = _agree(strategy, lambda: _begun(run, config, facts))
+        if begun['finished']:
+            progress.say(f'{run.path}: training is already finished; nothing to do.')
+            return
+        _require_the_same(facts, begun['facts'])
+        session = _open_session(config, run_dir.with_own(begun['flags'], config), run, record_set, classes, strategy,
+                                stop, facts, goes_on=begun['goes_on'])
+        with stop.deferred(), session.board or contextlib.nullcontext():
+            state = _train(session, config.feature_cache)
+            if leads:
+                _finish(session, state)
+            _agree(strategy, dict)  # the others wait for host 0's files
 
+
+def _begun(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
+    """What host 0 finds in the run's folder: the settings to go on with, as lines of a flag file, and more."""
+    earlier = run_dir.find(run, config, facts)
+    return {'flags': cli.to_flagfile(earlier or config).splitlines(), 'facts': facts, 'goes_on': earlier is not None,
+            'finished': earlier is not None and run_dir.read_facts(run.path).get('finished', False)}
+
+
+def _agree(strategy: Any, of_host_0: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What host 0 says, on every host."""
+    leads = distribute.host_of_hosts(strategy)[0] == 0
+    return json.loads(distribute.from_host_0(strategy, json.dumps(of_host_0() if leads else {}).encode()))
+
+
+def _require_the_same(facts: dict[str, Any], of_host_0: dict[str, Any]) -> None:
+    for name, value in facts.items():
+        if of_host_0.get(name) != value:
+            raise UserError(f'this host has other {run_dir.FACT_NAMES[name]} than host 0 of TF_CONFIG: give all hosts '
+                            'the same records, weights and packages.')
+
+
+def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: records.RecordSet, classes: Classes,
+                  strategy: Any, stop: stopping.Stop, facts: dict[str, Any], *, goes_on: bool) -> Session:
+    """Builds what is trained and opens what it is trained on; from here on the folder is a run."""
     with distribute.scope(strategy):
         classifier = model.build(config, classes, config.precision)
-        backbones.load_weights(config.backbone, config.weights, classifier.backbone_layers)
+        init_from.load_weights(config, classes, classifier)
         optimizer = optim.make_optimizer(config, config.precision)
         optimizer.build(classifier.model.trainable_variables)
-    facts['frozen_sha256'] = model.frozen_sha256(classifier)
-    if earlier:
+        average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
+                   else None)
+    facts = {**facts, 'frozen_sha256': model.frozen_sha256(classifier)}
+    leads = distribute.host_of_hosts(strategy)[0] == 0
+    if goes_on and leads:
         run_dir.require_equal(run, facts)  # the weights file may have changed
+    _require_the_same(facts, _agree(strategy, lambda: facts))
     _describe(config, record_set, classifier, strategy)
-    run_dir.require_writable(run)  # now, and not after the feature pass
-    checkpoint.require_space(run.path, classifier.model)
-    decision = feed.decide(
-        dataclasses.replace(config, feature_cache=asked), record_set, classifier, strategy,
-        before=config.feature_cache if checkpoint.exists(run.checkpoints) else None)
-    if not decision.trunk:
-        input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb, batch_size=config.batch_size,
-                                      image_size=config.height_width())
+    if leads:
+        checkpoint.require_space(run.path, classifier.model, begun=checkpoint.exists(run.checkpoints))
+    decision = _decide(asked, config, run, record_set, classifier, strategy)
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
-    run_dir.create(run, config, facts)  # before what may take hours
+    if leads:
+        run_dir.create(run, config, facts)  # before what may take hours
     source = feed.open_feed(config, record_set, classifier, strategy, decision)
+    objective = Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set))
+    head = classifier.model.get_layer('logits').trainable_variables
+    calls = []
+    for variables in (head, source.network.trainable_variables):
+        step = steps.make_train_step(
+            source.network, optimizer, objective, strategy=strategy, accumulate_steps=config.accumulate_steps,
+            clip_norm=config.clip_norm, variables=variables, average=average, xla=config.xla == 'on')
+        calls.append(steps.one_by_one(step, optimizer) if config.data_service and not decision.trunk else
+                     steps.make_calls(step, optimizer, strategy=strategy))
+    variables = [*model.changing_variables(classifier), *optimizer.variables, *(average.variables if average else ())]
+    return Session(
+        config=config, run=run, record_set=record_set, classes=classes, strategy=strategy, source=source,
+        optimizer=optimizer, average=average, variables=variables, calls=tuple(calls),
+        eval_step=steps.make_eval_step(source.network, classes, strategy=strategy), stop=stop,
+        saver=checkpoint.Saver(run.checkpoints, classifier.model, variables) if leads else None,
+        board=Board(run.tensorboard, config) if leads else None)
 
-    train_step = steps.make_train_step(
-        source.network, optimizer, classes, strategy=strategy, accumulate_steps=config.accumulate_steps)
-    eval_step = steps.make_eval_step(source.network, classes, strategy=strategy)
-    variables = [*model.changing_variables(classifier), *optimizer.variables]
-    state = checkpoint.restore(run.checkpoints, variables)
-    if state.epoch:
-        progress.say(f'continuing after epoch {state.epoch}')
-        run_dir.write_history(run, list(state.history))  # its last row was lost if the kill came just before it
-    writer, first_epoch = tf.summary.create_file_writer(str(run.tensorboard)), state.epoch
+
+def _decide(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: records.RecordSet, classifier: Classifier,
+            strategy: Any) -> feed.Decision:
+    """Whether features are cached, which host 0 decides."""
+    def decide(feature_cache: str, before: str | None) -> feed.Decision:
+        decision = feed.decide(dataclasses.replace(config, feature_cache=feature_cache), record_set, classifier,
+                               strategy, before=before)
+        if not decision.trunk:
+            _, hosts = distribute.host_of_hosts(strategy)
+            input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb,
+                                          batch_size=config.batch_size // hosts, image_size=config.height_width())
+        return decision
+
+    host, hosts = distribute.host_of_hosts(strategy)
+    if host == 0:
+        decision = decide(asked.feature_cache, config.feature_cache if checkpoint.exists(run.checkpoints) else None)
+    told = _agree(strategy, lambda: {'feature_cache': decision.feature_cache})
+    return decision if host == 0 else decide(told['feature_cache'], None)
+
+
+def _train(session: Session, asked: str) -> RunState:
+    """Takes the epochs that are left; `asked` is the --feature_cache of the command."""
+    config, run, optimizer = session.config, session.run, session.optimizer
+    fresh = [variable.numpy() for variable in optimizer.variables]
+    state = _restore(session)
+    if state.epoch or state.step:
+        progress.say(f'continuing after epoch {state.epoch}' + (f' and {state.step} steps' if state.step else ''))
+        if session.saver and state.history:  # its last row was lost if the kill came just before it
+            run_dir.write_history(run, list(state.history))
+    elif config.on_nan == 'rollback':
+        state = session.save(state)  # to go back to
+    first_epoch = state.epoch
     while state.epoch < config.epochs and not optim.should_stop(state.watch, config):
-        row = _train_epoch(config, state, source, optimizer, step=train_step, strategy=strategy)
-        row |= _validate(source, eval_step, strategy)
-        state = _after_epoch(config, run, state, row, classifier)
-        checkpoint.commit(run.checkpoints, state, variables)
-        run_dir.write_history(run, list(state.history))
-        _log(config, state, writer)
-        if state.epoch == first_epoch + 1:
-            _advise(config, record_set, row, asked=asked)
-    _finish(config, run, state, classes)
+        if state.step == 0 and state.epoch == config.head_epochs > 0:
+            for variable, value in zip(optimizer.variables, fresh, strict=True):  # moments are of the last layer alone
+                variable.assign(value)
+        try:
+            state = loop.train_epoch(session, state)
+        except loop.NonFinite as error:
+            state = _after_non_finite(session, error)
+            continue
+        state = _end_epoch(session, state)
+        if state.epoch == first_epoch + 1 and session.saver:
+            _advise(config, session.record_set, state.history[-1], asked=asked)
+    return state
+
+
+def _restore(session: Session) -> RunState:
+    """Sets variables and state to what was saved last, on every host to what host 0 has."""
+    data = checkpoint.newest(session.run.checkpoints) if session.saver else b''
+    return checkpoint.load(distribute.from_host_0(session.strategy, data), session.variables)
+
+
+def _end_epoch(session: Session, state: RunState) -> RunState:
+    """Validates, and saves the state after an epoch, and the weights if they are the best so far."""
+    config, source = session.config, session.source
+    with loop.averaged(session.average):
+        validation = loop.validate(session)
+        if validation is not None:
+            rate = loop.learning_rate(config, state, source.steps_per_epoch - 1, source.steps_per_epoch)
+            row, epoch = loop.row(state, rate) | validation, state.epoch + 1
+            watch = optim.observe(state.watch, row['val_loss'], epoch=epoch, config=config)
+            best_weights = state.best_weights
+            if watch.best_epoch == epoch:
+                best_weights = f'best-epoch-{epoch:03d}-loss-{row["val_loss"]:.5f}.weights.h5'
+                if session.saver:
+                    session.saver.save_best(best_weights)
+    if validation is None:
+        loop.leave(session, state)
+    state = session.save(RunState(epoch=epoch, watch=watch, best_weights=best_weights, best_sha256=state.best_sha256,
+                                  history=(*state.history, row), rollbacks=state.rollbacks))
+    if session.saver:
+        session.saver.tried(lambda: run_dir.write_history(session.run, list(state.history)))
+        session.board.epoch(state)
+        _say_epoch(config, state)
+    return state
+
+
+def _after_non_finite(session: Session, error: loop.NonFinite) -> RunState:
+    """Goes back to the last saved state with half the rate, or raises UserError."""
+    config, run = session.config, session.run
+    if session.saver:
+        run_dir.write_non_finite(run, {
+            'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
+            **feed.records_of_step(config, session.record_set, error.epoch, error.step)})
+    state = _restore(session)
+    where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
+    if config.on_nan == 'rollback' and state.rollbacks < _MOST_ROLLBACKS:
+        progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
+        return session.save(state._replace(rollbacks=state.rollbacks + 1))
+    raise UserError(f'{where}; its records are in {run.non_finite}, and the last saved state is kept: lower '
+                    f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records.')
 
 
 def _require_splits(record_set: records.RecordSet) -> None:
@@ -104,11 +245,12 @@ def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfi
     cache = config.feature_cache_dir or pathlib.Path(config.records).absolute().parent / 'feature_cache'
     return dataclasses.replace(
         config, precision=distribute.resolve_precision(config.precision),
-        strategy='mirrored' if strategy else 'one',
+        strategy=distribute.name(strategy), xla=distribute.resolve_xla(config.xla, strategy),
         positive_class='' if classes.positive is None else classes.names[classes.positive],
         records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
         feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
-        weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights))
+        weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights),
+        init_from=config.init_from and os.path.abspath(config.init_from))
 
 
 def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]:
@@ -134,65 +276,14 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
                      f'{config.backbone} has weights; raise --trainable_layers to train more')
 
 
-def _train_epoch(config: TrainConfig, state: checkpoint.RunState, source: Feed, optimizer: Any, *, step: steps.Step,
-                 strategy: Any) -> dict[str, float]:
-    """One epoch; returns its row of the history, without validation."""
-    total_steps, sums, waited, first = config.epochs * source.steps_per_epoch, [], 0.0, 0.0
-    start = time.perf_counter()
-    batches = iter(source.train(state.epoch))
-    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images') as bar:
-        for number in range(source.steps_per_epoch):
-            rate = optim.learning_rate(
-                config, step=state.epoch * source.steps_per_epoch + number, total_steps=total_steps, watch=state.watch)
-            optimizer.learning_rate = rate
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            first = first or waited
-            sums.append(step(distribute.place(strategy, batch)))
-            bar.update(min(config.batch_size, source.train_records - number * config.batch_size))
-    loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
-    if not math.isfinite(loss):
-        raise UserError(f'the loss of epoch {state.epoch + 1} is {loss}: lower --learning_rate={config.learning_rate}; '
-                        'the last good state is kept.')
-    seconds = time.perf_counter() - start
-    return {'epoch': state.epoch + 1, 'loss': loss / count, 'accuracy': right / count, 'learning_rate': rate,
-            'seconds': seconds, 'images_per_second': count / seconds, 'input_wait': waited / seconds,
-            'first_batch_seconds': first,
-            'peak_rss_mib': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
-
-
-def _validate(source: Feed, step: steps.Step, strategy: Any) -> dict[str, float]:
-    start = time.perf_counter()
-    sums = [step(distribute.place(strategy, batch)) for batch in source.val]
-    loss, right, count = (float(tf.add_n(column)) for column in zip(*sums, strict=True))
-    return {'val_loss': loss / count, 'val_accuracy': right / count, 'val_seconds': time.perf_counter() - start}
-
-
-def _after_epoch(config: TrainConfig, run: RunDir, state: checkpoint.RunState, row: dict[str, float],
-                 classifier: Classifier) -> checkpoint.RunState:
-    """The state after an epoch with this row; saves the weights if they are the best so far."""
-    epoch = state.epoch + 1
-    watch = optim.observe(state.watch, row['val_loss'], epoch=epoch, config=config)
-    best_weights = state.best_weights
-    if watch.best_epoch == epoch:
-        best_weights = f'best-epoch-{epoch:03d}-loss-{row["val_loss"]:.5f}.weights.h5'
-        checkpoint.save_weights(classifier.model, run.checkpoints / best_weights)
-    return checkpoint.RunState(epoch, watch, best_weights, (*state.history, row))
-
-
-def _log(config: TrainConfig, state: checkpoint.RunState, writer: tf.summary.SummaryWriter) -> None:
+def _say_epoch(config: TrainConfig, state: RunState) -> None:
     row = state.history[-1]
-    with writer.as_default(step=state.epoch):
-        for name, value in row.items():
-            if name != 'epoch':
-                tf.summary.scalar(name, value)
-    writer.flush()
     best = ', best so far' if state.watch.best_epoch == state.epoch else ''
+    skipped = f', {row["skipped_steps"]:.0f} steps skipped by loss scaling' if row['skipped_steps'] else ''
     progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; '
                  f'validation loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; '
                  f'{row["seconds"]:.0f} s, {row["images_per_second"]:.1f} images/s, '
-                 f'{row["input_wait"]:.0%} waiting for input, {row["peak_rss_mib"]:,.0f} MiB of memory at most')
+                 f'{row["input_wait"]:.0%} waiting for input{skipped}, {row["peak_rss_mib"]:,.0f} MiB of memory at most')
 
 
 def _advise(config: TrainConfig, record_set: records.RecordSet, row: dict[str, float], *, asked: str) -> None:
@@ -204,15 +295,16 @@ def _advise(config: TrainConfig, record_set: records.RecordSet, row: dict[str, f
         progress.say(text)
 
 
-def _finish(config: TrainConfig, run: RunDir, state: checkpoint.RunState, classes: Classes) -> None:
+def _finish(session: Session, state: RunState) -> None:
     """Leaves the best epoch's model, in the precision of inference, and marks the run finished."""
-    watch = state.watch
+    config, run, watch = session.config, session.run, state.watch
+    session.saver.require_saved()
     if not state.best_weights:
         raise UserError(f'no epoch had a finite validation loss: lower --learning_rate={config.learning_rate} and take '
                         'another --run_dir.')
     if optim.should_stop(watch, config):
         progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
-    best = model.build(config, classes, config.inference_precision).model
+    best = model.build(config, session.classes, config.inference_precision).model
     best.load_weights(run.checkpoints / state.best_weights)
     checkpoint.save_model(best, run.model)
     checkpoint.save_weights(best, run.weights)

@@ -4,16 +4,18 @@
       run.flags        every setting, each `auto` resolved: --flagfile=RUN/run.flags repeats the run
       run.json         facts: records' fingerprint, classes, versions; best epoch and sums once it is finished
       history.csv      one row an epoch
-      checkpoints/     state.npz (to continue from) and best-epoch-NNN-loss-L.weights.h5
+      checkpoints/     the last two states (to continue from) and best-epoch-NNN-loss-L.weights.h5
+      non_finite.json  the step that was not finite, and its records, if one was
       tensorboard/
       model.keras, model.weights.h5, model.json         the best epoch by validation loss, when finished
       evaluation/SPLIT/ predictions.csv, metrics.json, classification_report.txt
       report/index.html
 """
 
+from collections.abc import Iterator
+import contextlib
 import csv
 import dataclasses
-import errno
 import io
 import json
 import os
@@ -26,7 +28,9 @@ from boardrec.data import files
 
 # Settings that say where and how fast, not what is computed: a run may continue with others.
 _FREE = {'records', 'run_dir', 'verify_records', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy',
-         'pipeline_ram_mb', 'data_service'}
+         'pipeline_ram_mb', 'data_service', 'xla', 'steps_per_call', 'checkpoint_every_steps', 'on_nan',
+         'log_every_steps', 'profile_steps', 'dry_run'}
+_LOCK = '.lock'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +58,11 @@ class RunDir:
     def checkpoints(self) -> pathlib.Path:
         """Folder of RunState and the best weights."""
         return self.path / 'checkpoints'
+
+    @property
+    def non_finite(self) -> pathlib.Path:
+        """The step whose loss or gradients were not finite, and its records."""
+        return self.path / 'non_finite.json'
 
     @property
     def tensorboard(self) -> pathlib.Path:
@@ -103,8 +112,12 @@ def find(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> TrainConfig
     if differences:
         raise UserError(f'--run_dir={run.path} was begun with other settings: {"; ".join(differences)}. '
                         'Name another folder for a new run, or repeat the settings to continue.')
-    free = {name: getattr(config, name) for name in _FREE}
-    return dataclasses.replace(earlier, **{name: value for name, value in free.items() if value != 'auto'})
+    return _with_free(earlier, config)
+
+
+def with_own(lines: list[str], config: TrainConfig) -> TrainConfig:
+    """The settings that another host says, as lines of a flag file, with this host's places and devices."""
+    return _with_free(cli.parse(TrainConfig, lines), config)
 
 
 def require_equal(run: RunDir, facts: dict[str, Any]) -> None:
@@ -112,14 +125,31 @@ def require_equal(run: RunDir, facts: dict[str, Any]) -> None:
     earlier = read_facts(run.path)
     for name, value in facts.items():
         if name != 'versions' and earlier.get(name) != value:
-            raise UserError(f'--run_dir={run.path} was begun with other {_FACT_NAMES[name]}: name another folder.')
+            raise UserError(f'--run_dir={run.path} was begun with other {FACT_NAMES[name]}: name another folder.')
 
 
-def require_writable(run: RunDir) -> None:
-    """Makes the folder. Raises OSError if it cannot be written."""
+@contextlib.contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Makes the folder, and keeps other trainings out of it; takes it away again if it has not become a run's.
+
+    Raises UserError if another training has it, and OSError if it cannot be written.
+    """
+    if run.path.exists() and not run.path.is_dir():
+        raise UserError(f'--run_dir={run.path} is a file: name a folder.')
+    made = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
-    if not os.access(run.path, os.W_OK):
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(run.path))
+    lock = files.LockFile(run.path / _LOCK)
+    try:
+        if not lock.acquire(0, 1):
+            raise UserError(f'--run_dir={run.path}: another training is at work in it: wait for it, or name another '
+                            'folder.')
+        yield
+    finally:
+        left = [path.name for path in run.path.iterdir()]
+        if made and left == [_LOCK]:
+            (run.path / _LOCK).unlink()
+            run.path.rmdir()
+        lock.close()
 
 
 def create(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> None:
@@ -134,11 +164,11 @@ def create(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> None:
         file.write((_HEAD + cli.to_flagfile(config)).encode())
 
 
-def read_config(path: str | pathlib.Path) -> TrainConfig:
+def read_config(path: str | pathlib.Path, *, flag: str = 'run_dir') -> TrainConfig:
     """The settings of the run in a folder. Raises UserError if there is none."""
     run = RunDir(pathlib.Path(path))
     if not run.flags.is_file():
-        raise UserError(f'--run_dir={path}: there is no run in it (run.flags is missing); make one with '
+        raise UserError(f'--{flag}={path}: there is no run in it (run.flags is missing); make one with '
                         'python -m boardrec.train.')
     return cli.read_flagfile(TrainConfig, run.flags)
 
@@ -158,12 +188,12 @@ def write_facts(run: RunDir, facts: dict[str, Any]) -> None:
         file.write(json.dumps(facts, indent=1).encode() + b'\n')
 
 
-def require_finished(path: str | pathlib.Path) -> tuple[RunDir, TrainConfig, dict[str, Any]]:
+def require_finished(path: str | pathlib.Path, *, flag: str = 'run_dir') -> tuple[RunDir, TrainConfig, dict[str, Any]]:
     """The run, its settings and its facts. Raises UserError if it is not finished or its weights were changed."""
-    config, facts = read_config(path), read_facts(path)
+    config, facts = read_config(path, flag=flag), read_facts(path)
     run = RunDir(pathlib.Path(path))
     if not facts.get('finished'):
-        raise UserError(f'--run_dir={path}: training is not finished; continue it with '
+        raise UserError(f'--{flag}={path}: training is not finished; continue it with '
                         f'python -m boardrec.train --flagfile={run.flags} --run_dir={path}')
     if not run.weights.is_file() or files.sha256_of(run.weights) != facts['weights_sha256']:
         raise UserError(f'{run.weights} is missing or was changed since training; train again into another folder.')
@@ -189,12 +219,23 @@ def read_history(run: RunDir) -> list[dict[str, float]]:
         return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
 
 
-_FACT_NAMES = {'records_fingerprint': 'records', 'class_names': 'classes', 'positive_class': 'positive class',
-               'frozen_sha256': 'starting weights', 'decode_version': 'decoding of images (of another boardrec)'}
+FACT_NAMES = {'records_fingerprint': 'records', 'class_names': 'classes', 'positive_class': 'positive class',
+               'frozen_sha256': 'starting weights', 'decode_version': 'decoding of images (of another boardrec)', 'versions': 'packages'}
 _HEAD = '# Every setting of this run, each auto resolved: python -m boardrec.train --flagfile=THIS_FILE\n'
+
+
+def write_non_finite(run: RunDir, step: dict[str, Any]) -> None:
+    """Writes non_finite.json."""
+    with files.atomic_write(run.non_finite) as file:
+        file.write(json.dumps(step, indent=1).encode() + b'\n')
+
+
+def _with_free(settings: TrainConfig, config: TrainConfig) -> TrainConfig:
+    free = {name: getattr(config, name) for name in _FREE}
+    return dataclasses.replace(settings, **{name: value for name, value in free.items() if value != 'auto'})
 
 
 def _foreign(folder: pathlib.Path) -> list[pathlib.Path]:
     """What does not come from a start that was killed between writing run.json and run.flags."""
     return [path for path in folder.iterdir()
-            if path.name != 'run.json' and not path.name.startswith(files.TEMPORARY_PREFIX)]
+            if path.name not in ('run.json', _LOCK) and not path.name.startswith(files.TEMPORARY_PREFIX)]
