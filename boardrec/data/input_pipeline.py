@@ -8,6 +8,7 @@ import bisect
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import itertools
+import math
 import os
 from typing import NamedTuple
 
@@ -108,7 +109,7 @@ def part_of_host(ids: range, *, batch_size: int, host: int, hosts: int) -> tuple
     """A host's consecutive part of records, and how many batches of its share of `batch_size` each host has."""
     count = len(ids)
     part = ids[count * host // hosts:count * (host + 1) // hosts]
-    return part, -(--(-count // hosts) // (batch_size // hosts))
+    return part, math.ceil(math.ceil(count / hosts) / (batch_size // hosts))
 
 
 def view_dataset(record_set: RecordSet, split: str, ranges: Iterable[range], *,

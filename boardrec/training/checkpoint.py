@@ -131,9 +131,15 @@ def commit(folder: pathlib.Path, state: RunState, variables: Sequence[keras.Vari
     for path in before[_KEPT - 1:]:
         path.unlink()
     best = {state.best_weights, *(_best_weights(path) for path in kept[1:])}
-    for path in folder.glob('best-*.weights.h5'):
-        if path.name not in best:
-            path.unlink()
+    _remove_best(folder, but=best)
+
+
+def tidy(folder: pathlib.Path) -> None:
+    """Leaves of a finished run's folder the last state and its best weights alone."""
+    last, *before = _saved(folder)
+    for path in before:
+        path.unlink()
+    _remove_best(folder, but={_best_weights(last)})
 
 
 def newest(folder: pathlib.Path) -> bytes:
@@ -244,6 +250,12 @@ def _best_weights(path: pathlib.Path) -> str:
             return json.loads(saved['state'].tobytes())['best_weights']
     except Exception:  # zipfile, zlib, json and numpy each have errors of their own for damaged bytes
         return ''
+
+
+def _remove_best(folder: pathlib.Path, *, but: set[str]) -> None:
+    for path in folder.glob('best-*.weights.h5'):
+        if path.name not in but:
+            path.unlink()
 
 
 def _bytes(model: keras.Model) -> int:

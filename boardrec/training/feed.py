@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import keras
 import psutil
-import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError

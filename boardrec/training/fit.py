@@ -283,7 +283,8 @@ def _say_epoch(config: TrainConfig, state: RunState) -> None:
     progress.say(f'epoch {state.epoch}/{config.epochs}: loss {row["loss"]:.4f}, accuracy {row["accuracy"]:.4f}; '
                  f'validation loss {row["val_loss"]:.4f}, accuracy {row["val_accuracy"]:.4f}{best}; '
                  f'{row["seconds"]:.0f} s, {row["images_per_second"]:.1f} images/s, '
-                 f'{row["input_wait"]:.0%} waiting for input{skipped}, {row["peak_rss_mib"]:,.0f} MiB of memory at most')
+                 f'{row["input_wait"]:.0%} waiting for input{skipped}, '
+                 f'{row["peak_rss_mib"]:,.0f} MiB of memory at most')
 
 
 def _advise(config: TrainConfig, record_set: records.RecordSet, row: dict[str, float], *, asked: str) -> None:
@@ -313,4 +314,5 @@ def _finish(session: Session, state: RunState) -> None:
     facts = run_dir.read_facts(run.path)
     run_dir.write_facts(run, {**facts, 'finished': True, 'epochs': state.epoch, 'best_epoch': watch.best_epoch,
                               'best_val_loss': watch.best, 'weights_sha256': files.sha256_of(run.weights)})
+    checkpoint.tidy(run.checkpoints)
     progress.say(f'{run.path}: the model of epoch {watch.best_epoch}, validation loss {watch.best:.4f}')

@@ -3,7 +3,6 @@
 import collections
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
-import math
 import resource
 import signal
 import time

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT: the first lets the step under way end and the state be saved, the second ends the process at once.
+"""SIGTERM and SIGINT: after the first the step under way ends and the state is saved; the second ends it all at once.
 
 Python hears a signal only between two calls, and one into TensorFlow may last minutes; so a thread listens as well.
 """

@@ -14,7 +14,7 @@ import pytest
 from boardrec import cli
 from boardrec.config import UserError
 from boardrec.data import files, input_pipeline, records
-from boardrec.training import features, fit, inference, run_dir
+from boardrec.training import backbones, checkpoint, features, fit, inference, loop, run_dir
 from boardrec.training.run_dir import RunDir
 
 NUMBERS = ('loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate')
@@ -114,14 +114,14 @@ def test_the_finished_model_of_each_backbone_is_whole(train_config, backbone, tr
 
 def interrupt_after_the_first_epoch(config, monkeypatch):
     """Trains until the first epoch is saved."""
-    commit = fit.checkpoint.commit
+    commit = checkpoint.commit
 
     def stopped(*args):
         commit(*args)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(fit.checkpoint, 'commit', stopped)
+        patch.setattr(checkpoint, 'commit', stopped)
         train(config)
 
 
@@ -138,19 +138,19 @@ def test_a_run_from_features_in_memory_goes_on_from_the_disk(train_config, small
 
 def test_interrupted_and_continued_is_the_same_run(train_config, monkeypatch):
     config = train_config(epochs=3, schedule='cosine', optimizer='adam')
-    whole, train_epoch = train(config), fit._train_epoch
+    whole, train_epoch = train(config), loop.train_epoch
     again = dataclasses.replace(config, run_dir=config.run_dir + '-again')
 
-    def interrupted(config, state, *rest, **others):
-        row = train_epoch(config, state, *rest, **others)
+    def interrupted(session, state):
+        after = train_epoch(session, state)
         if state.epoch == 1:
             raise KeyboardInterrupt  # after the second epoch's steps, before they are saved
-        return row
+        return after
 
-    monkeypatch.setattr(fit, '_train_epoch', interrupted)
+    monkeypatch.setattr(loop, 'train_epoch', interrupted)
     with pytest.raises(KeyboardInterrupt):
         train(again)
-    monkeypatch.setattr(fit, '_train_epoch', train_epoch)
+    monkeypatch.setattr(loop, 'train_epoch', train_epoch)
     continued = train(again)
     np.testing.assert_array_equal(numbers(continued), numbers(whole))
     assert files.sha256_of(continued.weights) == files.sha256_of(whole.weights)
@@ -192,13 +192,13 @@ def test_two_devices_give_the_losses_of_one(train_config, small_backbone):
 
 
 def test_early_stopping_keeps_the_best_epoch(train_config, monkeypatch, capsys):
-    script, kernels, validate = [0.5, 0.3, 0.4, 0.3, 0.1], [], fit._validate
+    script, kernels, validate = [0.5, 0.3, 0.4, 0.3, 0.1], [], loop.validate
 
-    def scripted(feed, *rest):
-        kernels.append(feed.network.get_layer('logits').kernel.numpy())
-        return {**validate(feed, *rest), 'val_loss': script[len(kernels) - 1]}
+    def scripted(session):
+        kernels.append(session.source.network.get_layer('logits').kernel.numpy())
+        return {**validate(session), 'val_loss': script[len(kernels) - 1]}
 
-    monkeypatch.setattr(fit, '_validate', scripted)
+    monkeypatch.setattr(loop, 'validate', scripted)
     run = train(train_config(epochs=5, early_stopping_patience=2))
     assert len(kernels) == 4 and run_dir.read_facts(run.path)['best_epoch'] == 2
     assert 'stopped early' in capsys.readouterr().out
@@ -250,7 +250,7 @@ def test_other_starting_weights_are_refused(copied_run, monkeypatch):
     def others(name, weights, layers):
         layers[0].set_weights([np.ones_like(values) for values in layers[0].get_weights()])
 
-    monkeypatch.setattr(fit.backbones, 'load_weights', others)  # as if the file at --weights were another now
+    monkeypatch.setattr(backbones, 'load_weights', others)  # as if the file at --weights were another now
     with pytest.raises(UserError, match='was begun with other starting weights'):
         train(config)
 
@@ -278,20 +278,20 @@ def test_a_decision_is_written_before_anything_is_computed_and_kept_after_an_epo
         train(config)
     assert 'feature_cache=on' in pathlib.Path(config.run_dir, 'run.flags').read_text()
     seconds[0] = 0.0  # another time it looks otherwise; no epoch is complete, so it may
-    train_epoch = fit._train_epoch
+    train_epoch = loop.train_epoch
 
-    def once(config, state, *rest, **others):
+    def once(session, state):
         if state.epoch == 1:
             raise KeyboardInterrupt
-        return train_epoch(config, state, *rest, **others)
+        return train_epoch(session, state)
 
-    monkeypatch.setattr(fit, '_train_epoch', once)
+    monkeypatch.setattr(loop, 'train_epoch', once)
     with pytest.raises(KeyboardInterrupt):
         train(config)
     assert 'feature_cache=off' in pathlib.Path(config.run_dir, 'run.flags').read_text()
     seconds[0] = 1.0
     monkeypatch.setattr(features, 'compute', compute)
-    monkeypatch.setattr(fit, '_train_epoch', train_epoch)
+    monkeypatch.setattr(loop, 'train_epoch', train_epoch)
     capsys.readouterr()
     run = train(config)
     assert 'features are not cached: as before' in capsys.readouterr().out
