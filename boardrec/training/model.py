@@ -103,12 +103,15 @@ def class_probabilities(outputs: tf.Tensor, classes: Classes) -> tf.Tensor:
     return tf.concat(columns, axis=1)
 
 
-def losses(logits: tf.Tensor, labels: tf.Tensor, classes: Classes) -> tf.Tensor:
-    """Cross-entropy of each record, natural logarithm: logits [B, 1] or [B, C], labels int32 [B] to float32 [B]."""
-    if classes.positive is None:
-        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
-    targets = tf.cast(tf.equal(labels, classes.positive), tf.float32)
-    return tf.nn.sigmoid_cross_entropy_with_logits(targets, logits[:, 0])
+def losses(logits: tf.Tensor, labels: tf.Tensor, classes: Classes, *, label_smoothing: float = 0.0,
+           class_weights: np.ndarray | None = None) -> tf.Tensor:
+    """Cross-entropy of each record, natural logarithm: logits [B, 1] or [B, C], labels int32 [B] to float32 [B].
+
+    label_smoothing as Keras's BinaryCrossentropy or CategoricalCrossentropy; class_weights float32 [C] multiply the
+    losses of their classes, as Keras's class_weight. Both are for training alone.
+    """
+    result = _cross_entropy(logits, labels, classes, label_smoothing)
+    return result if class_weights is None else result * tf.gather(class_weights, labels)
 
 
 def is_right(logits: tf.Tensor, labels: tf.Tensor, classes: Classes) -> tf.Tensor:
@@ -136,6 +139,18 @@ def parameter_counts(model: keras.Model) -> tuple[int, int]:
     """(trainable, frozen) parameters."""
     trainable = sum(int(np.prod(v.shape)) for v in model.trainable_variables)
     return trainable, model.count_params() - trainable
+
+
+def _cross_entropy(logits: tf.Tensor, labels: tf.Tensor, classes: Classes, smoothing: float) -> tf.Tensor:
+    if classes.positive is None and not smoothing:
+        return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    count = len(classes.names)
+    if classes.positive is None:
+        on, off = 1 - smoothing + smoothing / count, smoothing / count
+        return tf.nn.softmax_cross_entropy_with_logits(tf.one_hot(labels, count, on, off), logits)
+    targets = tf.cast(tf.equal(labels, classes.positive), tf.float32)
+    targets = targets * (1 - smoothing) + smoothing / 2 if smoothing else targets
+    return tf.nn.sigmoid_cross_entropy_with_logits(targets, logits[:, 0])
 
 
 def _frozen(classifier: Classifier) -> list[keras.Variable]:
