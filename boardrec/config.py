@@ -204,15 +204,25 @@ class TrainConfig:
     batch_size: int = setting('records a step, over all devices', 64)
     accumulate_steps: int = setting('parts that a batch is computed in, one after the other, to save memory', 1)
     epochs: int = setting('passes over the training records', 10)
+    head_epochs: int = setting(
+        'how many of the epochs train the classifier alone, at --learning_rate, before schedule and warm-up begin', 0)
     optimizer: str = setting('update rule', 'adamw', ('adam', 'adamw', 'sgd'))
-    learning_rate: float = setting('learning rate at the start', 1e-4)
-    weight_decay: float = setting('decoupled weight decay (adamw)', 0.004)
+    learning_rate: float = setting('learning rate at the start, or after the warm-up', 1e-4)
+    weight_decay: float = setting('decoupled weight decay (adamw), of kernels only', 0.004)
     momentum: float = setting('momentum (sgd)', 0.9)
     schedule: str = setting('learning rate over the run', 'cosine', ('constant', 'cosine', 'plateau'))
+    warmup_epochs: float = setting('epochs, or a part of one, in which the rate rises linearly from 0', 0.0)
     plateau_factor: float = setting('what schedule=plateau multiplies the rate by', 0.5)
     plateau_patience: int = setting('epochs without a better validation loss before schedule=plateau acts', 5)
     early_stopping_patience: int = setting(
         'stop after this many epochs without a better validation loss; 0 never stops early', 10)
+    clip_norm: float = setting('gradients whose global norm is larger are scaled down to it; 0 does not', 0.0)
+    ema_decay: float = setting(
+        'validate and keep a moving average of the weights with this decay, such as 0.999; 0 takes the weights', 0.0)
+    label_smoothing: float = setting('share of each training label that is spread evenly over all classes', 0.0)
+    class_weight: str = setting(
+        'what training losses are multiplied by: none; balanced, by how rare a class is in train; or a CSV file with '
+        'columns class,weight', 'none')
     shuffle_records: int = setting('about how many records are shuffled together, after their blocks were', 2048)
     seed: int = setting('seed of weights, order and dropout', 0)
 
@@ -250,13 +260,20 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'records', 'run_dir', 'feature_cache_dir')
+        _check_local(self, 'records', 'run_dir', 'feature_cache_dir', 'class_weight')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
-        _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
-        _check(0 <= self.dropout < 1, 'dropout', self.dropout, 'at least 0 and below 1')
-        _check(0 <= self.momentum < 1, 'momentum', self.momentum, 'at least 0 and below 1')
+        _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views',
+                        'clip_norm')
+        for name in ('dropout', 'momentum', 'ema_decay', 'label_smoothing'):
+            _check(0 <= getattr(self, name) < 1, name, getattr(self, name), 'at least 0 and below 1')
         _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')
+        _check(0 <= self.head_epochs < self.epochs, 'head_epochs', self.head_epochs,
+               f'at least 0 and below --epochs={self.epochs}')
+        rest = self.epochs - self.head_epochs
+        _check(0 <= self.warmup_epochs < rest, 'warmup_epochs', self.warmup_epochs, f'at least 0 and below {rest}, the '
+               f'epochs that --epochs={self.epochs} and --head_epochs={self.head_epochs} leave')
+        _check(self.class_weight != '', 'class_weight', self.class_weight, 'none, balanced or a CSV file')
         _check(0 < self.plateau_factor < 1, 'plateau_factor', self.plateau_factor, 'between 0 and 1')
         _check(self.batch_size % self.accumulate_steps == 0, 'accumulate_steps', self.accumulate_steps,
                f'a divisor of --batch_size={self.batch_size}')
