@@ -60,7 +60,7 @@ def measure(config: FeaturesBenchmarkConfig, record_set: records.RecordSet):
                                    views=AS_IT_IS, strategy=None)
     optimizer = optim.make_optimizer(train, precision)
     optimizer.build(classifier.model.trainable_variables)
-    step = steps.make_train_step(model.for_training(trunk.cut.tail), optimizer, classes, strategy=None,
+    step = steps.make_train_step(model.for_training(trunk.cut.tail), optimizer, steps.Objective(classes), strategy=None,
                                  accumulate_steps=1)
     count = len(record_set.split_range(config.split))
     with tempfile.TemporaryDirectory(dir=pathlib.Path(config.records).parent) as folder:

@@ -250,15 +250,19 @@ def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfi
         records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
         feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights),
-        init_from=config.init_from and os.path.abspath(config.init_from))
+        init_from=config.init_from and os.path.abspath(config.init_from),
+        class_weight=config.class_weight if config.class_weight in ('none', 'balanced') else os.path.abspath(
+            config.class_weight))
 
 
 def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]:
+    weights = class_weights.resolve(config, record_set)
     return {
         'records_fingerprint': record_set.manifest.fingerprint,
         'class_names': record_set.manifest.class_names,
         'positive_class': config.positive_class,
         'decode_version': images.DECODE_VERSION,
+        'class_weights': None if weights is None else weights.tolist(),
         'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'keras': keras.__version__,
                      'numpy': np.__version__},
     }

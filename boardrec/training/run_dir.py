@@ -220,7 +220,7 @@ def read_history(run: RunDir) -> list[dict[str, float]]:
 
 FACT_NAMES = {'records_fingerprint': 'records', 'class_names': 'classes', 'positive_class': 'positive class',
                'frozen_sha256': 'starting weights', 'decode_version': 'decoding of images (of another boardrec)',
-              'versions': 'packages'}
+              'class_weights': 'class weights', 'versions': 'packages'}
 _HEAD = '# Every setting of this run, each auto resolved: python -m boardrec.train --flagfile=THIS_FILE\n'
 
 

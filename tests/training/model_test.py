@@ -90,6 +90,26 @@ def test_losses_are_minus_the_log_of_the_true_class():
         np.testing.assert_array_equal(right, probabilities.argmax(1) == labels)
 
 
+@pytest.mark.parametrize('smoothing', [0.0, 0.1, 0.75])
+@pytest.mark.parametrize('classes', [BINARY, BINARY._replace(positive=0), THREE, Classes(['a', 'b'], None)], ids=str)
+def test_smoothed_and_weighted_losses_are_those_of_keras(classes, smoothing):
+    random, count = np.random.default_rng(0), len(classes.names)
+    logits = random.normal(0, 4, (200, classes.units)).astype(np.float32)
+    labels, weights = random.integers(0, count, 200).astype(np.int32), random.uniform(0, 3, count).astype(np.float32)
+    common = {'from_logits': True, 'label_smoothing': smoothing, 'reduction': None}
+    if classes.positive is None:
+        loss, targets = keras.losses.CategoricalCrossentropy(**common), keras.utils.to_categorical(labels, count)
+    else:
+        loss, targets = keras.losses.BinaryCrossentropy(**common), (labels == classes.positive)[:, None]
+    for given, sample_weight in ((None, None), (weights, weights[labels])):
+        expected = loss(targets, logits, sample_weight=sample_weight)
+        for function in (model.losses, tf.function(model.losses)):
+            got = function(tf.constant(logits), tf.constant(labels), classes, label_smoothing=smoothing,
+                           class_weights=given)
+            assert got.dtype == tf.float32
+            np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_at_one_half_the_positive_class_wins():
     for positive in (0, 1):
         classes = BINARY._replace(positive=positive)

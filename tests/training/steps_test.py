@@ -30,7 +30,7 @@ def after_a_step(data, accumulate_steps=1, make=network):
     model = make()
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build(model.trainable_variables)
-    step = steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=accumulate_steps)
+    step = steps.make_train_step(model, optimizer, steps.Objective(CLASSES), strategy=None, accumulate_steps=accumulate_steps)
     sums = step(data)
     return model.get_weights(), [float(value) for value in sums]
 
@@ -87,7 +87,7 @@ def test_float16_scales_and_unscales():
     model = network()
     optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.5))
     optimizer.build(model.trainable_variables)
-    steps.make_train_step(model, optimizer, CLASSES, strategy=None, accumulate_steps=1)(batch(6))
+    steps.make_train_step(model, optimizer, steps.Objective(CLASSES), strategy=None, accumulate_steps=1)(batch(6))
     for a, b in zip(model.get_weights(), after_a_step(batch(6))[0], strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
 
