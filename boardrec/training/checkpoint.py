@@ -246,7 +246,7 @@ def _read(data: bytes) -> tuple[RunState, list[str], list[np.ndarray]]:
 def _best_weights(path: pathlib.Path) -> str:
     """Which best weights a saved state names; '' if it cannot be read."""
     try:
-        with np.load(path, allow_pickle=False) as saved:
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as saved:
             return json.loads(saved['state'].tobytes())['best_weights']
     except Exception:  # zipfile, zlib, json and numpy each have errors of their own for damaged bytes
         return ''

@@ -1,10 +1,13 @@
 """A run's folder is that run and no other."""
 
 import dataclasses
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
+from boardrec import cli
 from boardrec.config import TrainConfig, UserError
 from boardrec.training import run_dir
 from boardrec.training.run_dir import RunDir
@@ -18,7 +21,6 @@ def begun(tmp_path):
     config = TrainConfig(records='R', run_dir=str(tmp_path / 'run'), precision='float32', epochs=3)
     run = RunDir(tmp_path / 'run')
     assert run_dir.find(run, config, FACTS) is None
-    run_dir.require_writable(run)
     run_dir.create(run, config, FACTS)
     return run, config
 
@@ -68,6 +70,46 @@ def test_a_start_that_was_killed_may_begin_again(tmp_path):
     (tmp_path / 'run.json').write_text('{')
     (tmp_path / '.tmp-run.flags-1').touch()
     assert run_dir.find(RunDir(tmp_path), TrainConfig(records='R', run_dir=str(tmp_path)), FACTS) is None
+
+
+_LOCKED = '''
+import pathlib, sys
+from boardrec import cli
+from boardrec.config import UserError
+from boardrec.training import run_dir
+try:
+    with run_dir.locked(run_dir.RunDir(pathlib.Path(sys.argv[1]))):
+        print('got it')
+except UserError as error:
+    print(error)
+'''
+
+
+def test_a_second_training_in_a_run_is_refused(tmp_path):
+    def second():
+        return subprocess.run([sys.executable, '-c', _LOCKED, tmp_path / 'run'], capture_output=True, text=True).stdout
+
+    with run_dir.locked(RunDir(tmp_path / 'run')):
+        assert 'another training is at work in it' in second()
+        (tmp_path / 'run' / 'run.flags').touch()
+    assert second() == 'got it\n'
+
+
+def test_a_refused_run_leaves_no_folder(tmp_path):
+    with pytest.raises(UserError, match='refused'), run_dir.locked(RunDir(tmp_path / 'a' / 'run')):
+        raise UserError('refused')
+    assert not (tmp_path / 'a' / 'run').exists()
+    (tmp_path / 'mine').mkdir()
+    with pytest.raises(UserError, match='refused'), run_dir.locked(RunDir(tmp_path / 'mine')):
+        raise UserError('refused')
+    assert (tmp_path / 'mine').is_dir(), 'it was there before'
+
+
+def test_another_host_keeps_its_own_places(begun):
+    _, config = begun
+    own = dataclasses.replace(config, records='mine', feature_cache_dir='fast_disk')
+    lines = cli.to_flagfile(dataclasses.replace(config, seed=3)).splitlines()
+    assert run_dir.with_own(lines, own) == dataclasses.replace(own, seed=3)
 
 
 def test_no_run_and_unfinished_run_and_changed_weights(begun, tmp_path):

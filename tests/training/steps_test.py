@@ -30,7 +30,8 @@ def after_a_step(data, accumulate_steps=1, make=network):
     model = make()
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build(model.trainable_variables)
-    step = steps.make_train_step(model, optimizer, steps.Objective(CLASSES), strategy=None, accumulate_steps=accumulate_steps)
+    step = steps.make_train_step(model, optimizer, steps.Objective(CLASSES), strategy=None,
+                                 accumulate_steps=accumulate_steps)
     sums = step(data)
     return model.get_weights(), [float(value) for value in sums]
 
@@ -41,7 +42,7 @@ def test_the_step_is_gradient_descent_on_the_mean_loss():
     x, y = data.inputs.numpy(), np.eye(3)[data.labels.numpy()]
     scores = np.exp(x @ kernel + bias)
     error = scores / scores.sum(1, keepdims=True) - y
-    (new_kernel, new_bias), (loss, right, records) = after_a_step(data)
+    (new_kernel, new_bias), (loss, right, records, bad) = after_a_step(data)
     np.testing.assert_allclose(new_kernel, kernel - 0.5 * x.T @ error / 6, rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(new_bias, bias - 0.5 * error.mean(0), rtol=1e-5, atol=1e-6)
     assert loss == pytest.approx(-np.log((scores / scores.sum(1, keepdims=True))[y > 0]).sum(), rel=1e-5)
