@@ -1,4 +1,4 @@
-"""Trainings that are left in the middle of an epoch, by a signal, a kill or a number that is none, and entered again."""
+"""Trainings left in the middle of an epoch, by a signal, a kill or a number that is none, and entered again."""
 
 import dataclasses
 import json
@@ -40,7 +40,8 @@ def outcome(run):
     facts = run_dir.read_facts(run.path)
     values = []
     with h5py.File(run.weights) as file:  # whose bytes hold names that Keras counts up within a process
-        file.visititems(lambda name, item: values.append((name, item[()].tobytes())) if hasattr(item, 'dtype') else None)
+        file.visititems(
+            lambda name, item: values.append((name, item[()].tobytes())) if hasattr(item, 'dtype') else None)
     return rows, facts['best_epoch'], values
 
 
