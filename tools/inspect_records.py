@@ -19,7 +19,7 @@ import numpy as np
 
 from boardrec import cli, progress
 from boardrec.config import setting, SPLITS, TrainConfig, UserError
-from boardrec.data import audit, files, records, salvage, tfrecord
+from boardrec.data import audit, files, mirror, records, salvage, tfrecord
 from boardrec.data.records import RecordSet
 
 _ROWS = 8  # records on a sheet of views, or rows of a contact sheet
@@ -66,6 +66,11 @@ class InspectRecordsConfig(TrainConfig):
 
 def main(config: InspectRecordsConfig) -> None:
     """Prints what RECORDS holds; checks, salvages, measures or draws it if asked to."""
+    with mirror.opened(config.records) as folder:
+        _inspect(dataclasses.replace(config, records=str(folder)))
+
+
+def _inspect(config: InspectRecordsConfig) -> None:
     if config.verify or (config.verify_records and not config.given()):  # a training's word for it
         verify(config.records)
     elif config.salvage:

@@ -180,6 +180,26 @@ def take_over(folder: pathlib.Path, other: pathlib.Path, name: str) -> Built | N
     return built
 
 
+def is_ours(name: str) -> bool:
+    """Whether a name in RECORDS is one of a record set, of this journal, or a temporary one."""
+    known = (records.MANIFEST, records.INDEX, *records.LISTS, FOLDER)
+    return name in known or records.is_shard_file(name) or name.startswith(files.TEMPORARY_PREFIX)
+
+
+def is_lasting(name: str) -> bool:
+    """Whether a file of the journal's folder tells something once a conversion is done, on another machine too."""
+    shard, _, ending = name.rpartition('.')
+    return name in (_PLAN, COMPARED) or (ending == 'json' and records.is_shard_file(shard))
+
+
+def restore_times(folder: pathlib.Path, sums: dict[str, str]) -> None:
+    """Gives shards that were copied here, and have these sums, the times by which the journal knows them."""
+    for name in names(folder):
+        built = read(folder, name)
+        if built and built.shard.sha256 == sums.get(name):
+            os.utime(folder.parent / name, ns=(built.mtime_ns, built.mtime_ns))
+
+
 def sweep(folder: pathlib.Path) -> None:
     """Removes what workers left that were killed."""
     for path in folder.glob(f'{files.TEMPORARY_PREFIX}*'):

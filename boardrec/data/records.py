@@ -35,6 +35,7 @@ DATASET_NAME = 'boardrec'
 LABELS = 'label.labels.txt'  # a class a line
 TFDS_FILES = ('dataset_info.json', 'features.json', LABELS)
 MANIFEST, INDEX, REJECTED, DUPLICATES = 'manifest.json', 'index.jsonl', 'rejected.csv', 'duplicates.csv'
+LISTS = (REJECTED, DUPLICATES, *TFDS_FILES)  # of which the manifest holds no sums
 
 
 class Storage(NamedTuple):
@@ -231,8 +232,13 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     if not path.is_file():
         raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; make one with '
                         'tools/make_records.py.')
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(content: bytes, path: os.PathLike | str) -> Manifest:
+    """What a manifest.json says, which lies at `path`. Raises UserError if it is damaged or of another version."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content)
         version = values['format_version']
         if version == FORMAT_VERSION:
             fingerprint = values.pop('fingerprint')

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import files, images, input_pipeline, records
+from boardrec.data import files, images, input_pipeline, records, remote
 from boardrec.training import advice, backbones, checkpoint, distribute, feed, model, optim, run_dir, steps
 from boardrec.training.feed import Feed
 from boardrec.training.model import Classes, Classifier
@@ -25,7 +25,7 @@ from boardrec.training.run_dir import RunDir
 def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
 
-    `record_set` is config.records, opened.
+    `record_set` is config.records, opened, or a copy of it on this machine.
     Raises UserError for records, settings or a run folder that do not fit.
     """
     _require_splits(record_set)
@@ -34,7 +34,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     strategy = distribute.set_up(config)
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
-    config, run = _resolve(config, classes, strategy), RunDir(pathlib.Path(config.run_dir))
+    config, run = _resolve(config, record_set, classes, strategy), RunDir(pathlib.Path(config.run_dir))
     facts = _facts(record_set, config)
     earlier = run_dir.find(run, config, facts)
     if earlier and run_dir.read_facts(run.path).get('finished'):
@@ -99,14 +99,15 @@ def _require_shares(config: TrainConfig, strategy: Any) -> None:
                         f'--accumulate_steps={config.accumulate_steps}.')
 
 
-def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:
+def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classes, strategy: Any) -> TrainConfig:
     """Resolves each `auto` that does not depend on the model, and makes paths independent of the current folder."""
-    cache = config.feature_cache_dir or pathlib.Path(config.records).absolute().parent / 'feature_cache'
+    cache = config.feature_cache_dir or record_set.folder.absolute().parent / 'feature_cache'
     return dataclasses.replace(
         config, precision=distribute.resolve_precision(config.precision),
         strategy='mirrored' if strategy else 'one',
         positive_class='' if classes.positive is None else classes.names[classes.positive],
-        records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
+        records=config.records if remote.is_url(config.records) else os.path.abspath(config.records),
+        run_dir=os.path.abspath(config.run_dir),
         feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights))
 

@@ -1,7 +1,11 @@
-"""A record set to damage."""
+"""A record set to damage; an S3 server."""
 
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -18,3 +22,38 @@ def copy(record_set_path, tmp_path):
 def rows(record_set_path):
     """The undamaged index."""
     return list(records.read_index(record_set_path))
+
+
+@pytest.fixture(scope='module')
+def server():
+    """The address of an S3 server, which the environment names to its clients, with a bucket `photos`."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
+                            'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}.items():
+            patch.setenv(name, value)
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(('127.0.0.1', port)) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def bucket(server):
+    """A client of the server, and an empty bucket `photos`."""
+    import s3fs
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    if fs.exists('photos'):
+        fs.rm('photos', recursive=True)
+    fs.mkdir('photos')
+    return fs
