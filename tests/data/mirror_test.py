@@ -305,13 +305,13 @@ def test_the_same_images_again_put_nothing(stored, images, convert, monkeypatch,
 
 def test_overwriting_needs_nothing_of_what_is_there(stored, images, tmp_path, convert, machine, traffic):
     machine('second')
-    with pytest.raises(UserError, match=f'{URL} was converted with --encoding=keep, not with --encoding=png'):
-        convert(images, URL, encoding='png', image_size='24')
+    with pytest.raises(UserError, match=f'{URL} was converted with --max_side=65500, not with --max_side=60000'):
+        convert(images, URL, max_side=60000)
     machine('third')
     traffic['fetched'].clear()
-    convert(images, URL, encoding='png', image_size='24', overwrite=True)
+    convert(images, URL, max_side=60000, overwrite=True)
     assert shards_in(traffic['fetched']) == []
-    convert(images, tmp_path / 'local', encoding='png', image_size='24')
+    convert(images, tmp_path / 'local', max_side=60000)
     assert stored.set_sums() == tree_sums(tmp_path / 'local')
 
 
@@ -467,7 +467,7 @@ def test_mistakes_name_the_url_but_files_of_the_copy_by_their_paths(stored):
 def test_a_run_keeps_the_url(stored, train_config, small_backbone):
     from boardrec import train
     from boardrec.training import run_dir
-    config = train_config(records=URL, epochs=1, backbone=small_backbone, batch_size=4, feature_cache_dir='')
+    config = train_config(records=URL, epochs=1, backbone=small_backbone, feature_cache='off', feature_cache_dir='')
     train.main(config)
     assert run_dir.read_config(config.run_dir).records == URL
     train.main(config)
