@@ -36,6 +36,8 @@ def server():
         for name, value in {'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
                             'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}.items():
             patch.setenv(name, value)
+        import s3fs
+        s3fs.S3FileSystem.clear_instance_cache()  # clients of another module's server
         deadline = time.monotonic() + 60
         while True:
             with socket.socket() as probe:
