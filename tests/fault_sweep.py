@@ -66,7 +66,7 @@ class Fault(NamedTuple):
 def main() -> None:
     """Sweeps; prints a line for each fault and ends with status 1 if any was not mended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--scenarios', default='new,more,overwrite,leaks,reshard,encoding')
+    parser.add_argument('--scenarios', default='new,more,overwrite,leaks,reshard,encoding,again')
     parser.add_argument('--processes', default=','.join(PROCESSES))
     parser.add_argument('--calls', default=','.join(CALLS))
     parser.add_argument('--faults', default=','.join(FAULTS))
@@ -105,7 +105,8 @@ def scenarios(folder: pathlib.Path, pool: workers.Pool) -> dict[str, Scenario]:
 
     new: a set of two shards. more: it grows, where both of them change. overwrite: it is made anew of smaller images.
     leaks: it grows by copies, without which its train shard is built a second time. reshard: a set of two shards is
-    divided into three. encoding: two shards of original files are replaced by three of JPEG, of fewer files.
+    divided into three. encoding: two shards of original files are replaced by three of JPEG, of fewer files. again:
+    all is built a second time, to the same bytes.
     """
     images, more = make_image_folders(folder)
     leaky, before = make_leaks(folder, images), folder / 'set'
@@ -121,7 +122,8 @@ def scenarios(folder: pathlib.Path, pool: workers.Pool) -> dict[str, Scenario]:
         'reshard': Scenario(images, {**jpeg, 'reshard': True, 'shard_mib': 1}, folder / 'whole_set',
                             folder / 'resharded_set'),
         'encoding': Scenario(images, {**jpeg, 'overwrite': True, 'shard_mib': 1}, folder / 'set_of_more',
-                             folder / 'jpeg_set')}
+                             folder / 'jpeg_set'),
+        'again': Scenario(images, {'overwrite': True}, before, folder / 'set_again')}
     for scenario in found.values():
         if scenario.before:
             shutil.copytree(scenario.before, scenario.after)
