@@ -45,7 +45,8 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
     """Makes a record set in `out` of all intact records of `folder`, and `out`.lost.csv of those that are lost.
 
     The list lies beside the set, because nothing foreign may lie in one. Records keep their order, splits and shards
-    and are numbered anew. Raises UserError where `out` holds anything, no class names are left, or no record is.
+    and are numbered anew. rejected.csv is taken over, of duplicates.csv the pairs neither of which was lost. Raises
+    UserError where `out` holds anything, no class names are left, or no record is.
     """
     folder, out = pathlib.Path(folder), pathlib.Path(os.path.abspath(out))
     _check_out(folder, out)
@@ -61,6 +62,7 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
             if shard not in manifest.shards:
                 (temporary / shard.file).unlink()
         records.write_rejected(temporary, rejected)
+        _write_duplicates(claims, temporary, {row.source for row in rows} | {source for source, *_ in rejected}, notes)
         records.write_index(temporary, rows)
         tfrecord.write_tfds_metadata(temporary, manifest)
         records.write_manifest(temporary, manifest)
@@ -182,6 +184,17 @@ def _rejected(claims: audit.Claims, notes: list[str]) -> list[tuple[str, str, st
     except (OSError, ValueError, KeyError):
         notes.append(f'{records.REJECTED} could not be read: the new one is empty')
         return []
+
+
+def _write_duplicates(claims: audit.Claims, folder: pathlib.Path, known: set[str], notes: list[str]) -> None:
+    """Takes over the pairs of known files; where the set has no list that can be read, the new one gets none either."""
+    try:
+        records.write_duplicates(folder, [row for row in records.read_duplicates(claims.folder) if None not in row
+                                          and row.source in known and row.other in known])
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError):
+        notes.append(f'{records.DUPLICATES} could not be read: the new set has none')
 
 
 def _write_lost(path: pathlib.Path, lost: list[Lost]) -> None:
