@@ -8,11 +8,12 @@ import subprocess
 import sys
 import time
 
+from conversions import tree_sums
 import pytest
 
 from boardrec import config as config_module
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import files, journal, records, remote, scan, source_file
+from boardrec.data import records, remote, scan, source_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 HAS_S3 = all(importlib.util.find_spec(name) for name in ('s3fs', 'moto', 'flask'))
@@ -24,10 +25,6 @@ def needs_s3(test):
 
 
 URL = 's3://photos/of/boards'
-
-
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != journal.FOLDER}
 
 
 @pytest.fixture(scope='module')
