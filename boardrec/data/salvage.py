@@ -189,8 +189,8 @@ def _rejected(claims: audit.Claims, notes: list[str]) -> list[tuple[str, str, st
 def _write_duplicates(claims: audit.Claims, folder: pathlib.Path, known: set[str], notes: list[str]) -> None:
     """Takes over the pairs of known files; where the set has no list that can be read, the new one gets none either."""
     try:
-        records.write_duplicates(folder, [row for row in records.read_duplicates(claims.folder) if None not in row
-                                          and row.source in known and row.other in known])
+        records.write_duplicates(folder, [row for row in records.read_duplicates(claims.folder)
+                                          if row.source in known and row.other in known])
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError):

@@ -127,11 +127,17 @@ def test_pairs_of_which_nothing_was_lost_are_taken_over(image_folder, convert_he
     assert list(audit.verify(tmp_path / 'out')) == []
 
 
-@pytest.mark.parametrize('content', [None, b'source\n"a","b"\n'])
+HEADER = ','.join(records.Duplicate._fields).encode()
+
+
+@pytest.mark.parametrize('content', [
+    None, b'source\n"a"\n', HEADER + b'\n"a","b"\n', HEADER + b'\n' + b'a,' * 9 + b'a\n',
+    HEADER + b'\n"' + b'a,' * 100_000], ids=['none', 'header', 'short', 'long', 'unended'])
 def test_pairs_that_cannot_be_read_are_left_out(copy, content):
     (copy / records.DUPLICATES).unlink()
     if content:
         (copy / records.DUPLICATES).write_bytes(content)
+        assert list(audit.verify(copy)) == ['duplicates.csv: is damaged']
     done = salvage.salvage(copy, copy.parent / 'out')
     assert done.notes == (['duplicates.csv could not be read: the new set has none'] if content else [])
     assert not (copy.parent / 'out' / records.DUPLICATES).exists() and list(audit.verify(copy.parent / 'out')) == []
