@@ -203,9 +203,10 @@ def settle(folder: pathlib.Path, name: str) -> bool:
     built, there = load(folder, name), folder.parent / name
     found = place(folder, built)
     if found == folder / name and files.sha256_of(there) == built.shard.sha256:
-        found.unlink()  # first: if the journal is not written any more, the shard is built again
-        write(folder, built._replace(mtime_ns=there.stat().st_mtime_ns))
-        return True
+        write(folder, built._replace(mtime_ns=there.stat().st_mtime_ns))  # first: else a full disk would lose the shard
+        found = there
+    if found == there:
+        (folder / name).unlink(missing_ok=True)
     return found == there
 
 

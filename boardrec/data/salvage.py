@@ -54,7 +54,7 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
     if claims.class_names is None:
         claims = claims._replace(class_names=_names_by_pairs(claims))
     storage, notes = _storage(claims)
-    rejected = _rejected(claims, notes)
+    rejected, duplicates = _rejected(claims, notes), _duplicates(claims, notes)
     with files.temporary_folder(out) as temporary:
         shards, rows, lost = _rescue(claims, storage, temporary)
         manifest = _manifest(claims, storage, shards, rows)
@@ -62,7 +62,9 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
             if shard not in manifest.shards:
                 (temporary / shard.file).unlink()
         records.write_rejected(temporary, rejected)
-        _write_duplicates(claims, temporary, {row.source for row in rows} | {source for source, *_ in rejected}, notes)
+        if duplicates is not None:
+            known = {row.source for row in rows} | {source for source, *_ in rejected}
+            records.write_duplicates(temporary, [row for row in duplicates if {row.source, row.other} <= known])
         records.write_index(temporary, rows)
         tfrecord.write_tfds_metadata(temporary, manifest)
         records.write_manifest(temporary, manifest)
@@ -186,15 +188,15 @@ def _rejected(claims: audit.Claims, notes: list[str]) -> list[tuple[str, str, st
         return []
 
 
-def _write_duplicates(claims: audit.Claims, folder: pathlib.Path, known: set[str], notes: list[str]) -> None:
-    """Takes over the pairs of known files; where the set has no list that can be read, the new one gets none either."""
+def _duplicates(claims: audit.Claims, notes: list[str]) -> list[records.Duplicate] | None:
+    """None where the set has no list that can be read: the new one has none either, for nobody knows the pairs."""
     try:
-        records.write_duplicates(folder, [row for row in records.read_duplicates(claims.folder)
-                                          if row.source in known and row.other in known])
+        return records.read_duplicates(claims.folder)
     except FileNotFoundError:
         pass
     except (OSError, ValueError, TypeError):
         notes.append(f'{records.DUPLICATES} could not be read: the new set has none')
+    return None
 
 
 def _write_lost(path: pathlib.Path, lost: list[Lost]) -> None:

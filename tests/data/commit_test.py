@@ -146,6 +146,25 @@ def test_a_shard_that_was_changed_meanwhile_is_told_and_built_again(converted, m
     assert 'b/more.png' in outcome(out)
 
 
+def test_a_disk_that_is_full_where_nothing_has_changed_loses_no_shard(converted, monkeypatch):
+    _, out, run = converted
+    before, write, full = tree_sums(out), journal.write, []
+
+    def fills_up(folder, built):
+        if full:
+            raise OSError(28, 'No space left on device', 'journal')
+        write(folder, built)
+
+    find = leaks.find
+    monkeypatch.setattr(journal, 'write', fills_up)
+    monkeypatch.setattr(leaks, 'find', lambda *args: full.append(True) or find(*args))
+    run(overwrite=True)
+    monkeypatch.undo()
+    assert tree_sums(out) == before and records.open_record_set(out)
+    run()
+    assert tree_sums(out) == before
+
+
 def test_a_split_of_rejected_files_only_is_left_out(image_folder, convert_here, tmp_path):
     source = image_folder({'train/a': 4, 'train/b': 4, 'val/a': 2, 'val/b': 2})
     for path in source.glob('val/*/*'):

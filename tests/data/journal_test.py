@@ -86,6 +86,8 @@ def test_a_shard_that_waits_is_given_up_where_its_bytes_are_in_place(folder):
     put(folder, waiting)
     assert journal.settle(folder, NAME) and not waiting.exists()
     assert journal.load(folder, NAME).mtime_ns == 10**18 and journal.settle(folder, NAME)
+    waiting.write_bytes(b'of a run that was killed here')
+    assert journal.settle(folder, NAME) and not waiting.exists()
     put(folder, waiting, b'another')
     assert not journal.settle(folder, NAME) and waiting.exists() and there.read_bytes() == b'records'
 
