@@ -1,6 +1,6 @@
 """Kills, or fails, a small conversion at each system call that touches its output; the same command then mends it.
 
-python tests/fault_sweep.py; about half an hour on two CPU cores. For each scenario, each system call and each k, strace
+python tests/fault_sweep.py; more than an hour on two CPU cores. For each scenario, each system call and each k, strace
 makes the k-th one of the parent, or of its first worker, fail with ENOSPC or EIO or kills the process there. What the
 folder then holds must be the old record set, the new one or none: as that is looked at between any two calls, it is
 what a reader can see at any time. Then the command runs undisturbed and must leave the bytes of a run that was never
