@@ -35,7 +35,8 @@ def _check_choices(config) -> None:
         _check(not choices or value in choices, field.name, value, f'one of {", ".join(choices or ())}')
 
 
-def _check_local(config, *names: str) -> None:
+def check_local(config, *names: str) -> None:
+    """Raises UserError where one of these settings of a command is a URL."""
     for name in names:
         value = getattr(config, name)
         if re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', value):
@@ -113,7 +114,7 @@ class ConvertConfig:
     def __post_init__(self):
         self._check_input()
         _check_choices(self)
-        _check_local(self, 'tfds', 'labels_csv')
+        check_local(self, 'tfds', 'labels_csv')
         _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
         _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
         try:
@@ -253,7 +254,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'run_dir', 'feature_cache_dir')
+        check_local(self, 'run_dir', 'feature_cache_dir')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views')
@@ -309,7 +310,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'run_dir', 'input_dir')
+        check_local(self, 'run_dir', 'input_dir')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
@@ -328,7 +329,7 @@ class PredictConfig:
     batch_size: int = setting('images a step', 32)
 
     def __post_init__(self):
-        _check_local(self, 'run_dir', 'images', 'output')
+        check_local(self, 'run_dir', 'images', 'output')
         _check_at_least(self, 1, 'batch_size')
 
 
@@ -340,4 +341,4 @@ class ExportConfig:
     export_dir: str = setting("the served model's folder; the export becomes its next numbered version")
 
     def __post_init__(self):
-        _check_local(self, 'run_dir', 'export_dir')
+        check_local(self, 'run_dir', 'export_dir')

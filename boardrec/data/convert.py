@@ -90,7 +90,7 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
         if changed:
             _describe(output, manifest)
         else:
-            progress.say(f'{output} holds these images already; nothing to do.')
+            progress.say(f'{output} holds these images already; nothing {"has changed" if to_build else "to do"}.')
         _describe_rejected(output)
         leaks.say(leaked, output)
         if to_build and storage != records.KEEP:

@@ -218,6 +218,18 @@ def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
     return None
 
 
+def settle(folder: pathlib.Path, name: str) -> bool:
+    """Whether a shard that is built lies in its place; one that waits with the same bytes is given up for that."""
+    built, there = load(folder, name), folder.parent / name
+    found = place(folder, built)
+    if found == folder / name and files.sha256_of(there) == built.shard.sha256:
+        write(folder, built._replace(mtime_ns=there.stat().st_mtime_ns))  # first: else a full disk would lose the shard
+        found = there
+    if found == there:
+        (folder / name).unlink(missing_ok=True)
+    return found == there
+
+
 def forget(folder: pathlib.Path, *, but: set[str]) -> None:
     """Removes what is known of shards, and shards that wait, other than those of these names; and what Beam left."""
     for path in folder.iterdir():

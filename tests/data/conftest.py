@@ -1,4 +1,4 @@
-"""A record set to damage; an S3 server."""
+"""Record sets to damage and to convert again; an S3 server."""
 
 import pathlib
 import shutil
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+from conversions import touch
 import pytest
 
 from boardrec.data import records
@@ -59,3 +60,16 @@ def bucket(server):
         fs.rm('photos', recursive=True)
     fs.mkdir('photos')
     return fs
+
+
+@pytest.fixture
+def converted(tmp_path, image_folder, convert_here):
+    """(images, records, run): a converted folder and a function that converts it again."""
+    images, out = image_folder({'a': 6, 'b': 6}, folder=tmp_path / 'images'), tmp_path / 'out'
+    touch(images, 'a/broken.png', 'loose.txt')
+
+    def run(*, input_dir=images, **others):
+        return convert_here(input_dir, out, **{'splits': 'train:0.7,test:0.3', **others})
+
+    run()
+    return images, out, run

@@ -6,19 +6,18 @@ import shutil
 import subprocess
 import sys
 
+from conversions import tree_sums
 from object_stores import needs_s3
 import pytest
 
 from boardrec import config as config_module
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import files, journal, records, remote, scan, source_file
+from boardrec.data import records, remote, scan, source_file
 
 ROOT = pathlib.Path(__file__).parents[2]
 URL = 's3://photos/of/boards'
 
 
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != journal.FOLDER}
 
 
 def upload(fs, folder):
