@@ -7,6 +7,7 @@ import atexit
 from collections.abc import Callable, Sequence
 import dataclasses
 import errno
+import inspect
 import os
 import signal
 import sys
@@ -32,16 +33,17 @@ class Interrupted(KeyboardInterrupt):
         self.number = number
 
 
-def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None, *, resumes: bool = False
-        ) -> None:
+def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | None = None, *, resumes: bool = False,
+        hidden: Sequence[str] = ()) -> None:
     """Parses `argv` (default: the command line), calls `main(config)` and exits.
 
     With status 0, with 2 for a user's mistake, with 130 for Ctrl-C and 143 for a SIGTERM that the command heard, after
     which it `resumes` if it is given again. A mistake is told in one sentence; anything unforeseen keeps its traceback.
+    --help does not list the flags that are `hidden`.
     """
     argv = sys.argv if argv is None else argv
     if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
-        print(usage(config_class, argv[0], main.__doc__ or ''))
+        print(usage(config_class, argv[0], main.__doc__ or '', hidden))
         sys.exit(0)
     try:
         main(parse(config_class, argv[1:]))
@@ -101,10 +103,12 @@ def to_flagfile(config: Any) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def usage(config_class: type, program: str, purpose: str) -> str:
+def usage(config_class: type, program: str, purpose: str, hidden: Sequence[str] = ()) -> str:
     """What --help prints."""
-    lines = [textwrap.dedent(purpose).strip(), '', f'{program} --name=value ... [--flagfile=FILE]', '']
+    lines = [inspect.cleandoc(purpose).strip(), '', f'{program} --name=value ... [--flagfile=FILE]', '']
     for field in dataclasses.fields(config_class):
+        if field.name in hidden:
+            continue
         value = 'required' if _required(field) else f'default {_flag_text(field.default) or "empty"}'
         choices = field.metadata['choices']
         lines.append(f'  --{field.name}  ({value}{"; " + "|".join(choices) if choices else ""})')

@@ -35,7 +35,8 @@ def _check_choices(config) -> None:
         _check(not choices or value in choices, field.name, value, f'one of {", ".join(choices or ())}')
 
 
-def _check_local(config, *names: str) -> None:
+def check_local(config, *names: str) -> None:
+    """Raises UserError where one of these settings of a command is a URL."""
     for name in names:
         value = getattr(config, name)
         if re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', value):
@@ -67,7 +68,7 @@ class ConvertConfig:
     tfds: str = setting(
         'folder of a TFDS data set (dataset_info.json, features.json, tfrecord shards) with one Image and one '
         'ClassLabel, in place of --input_dir', '')
-    output_dir: str = setting('folder for the records; made if it does not exist')
+    output_dir: str = setting('folder for the records; made if it does not exist; also s3://... or gs://...')
     splits: str = setting(
         'fractions for images that are not in split folders; a hash of its path decides where a file goes, or a '
         'training record of a TFDS data set without a validation split',
@@ -113,7 +114,7 @@ class ConvertConfig:
     def __post_init__(self):
         self._check_input()
         _check_choices(self)
-        _check_local(self, 'tfds', 'output_dir', 'labels_csv')
+        check_local(self, 'tfds', 'labels_csv')
         _check_at_least(self, 1, 'shard_mib', 'max_image_mib', 'max_side', 'max_side_ratio')
         _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
         try:
@@ -149,6 +150,9 @@ class ConvertConfig:
                             'lists the flags).')
         _check(not self.tfds or not self.input_dir, 'tfds', self.tfds,
                f'given without --input_dir={self.input_dir}: convert them into two folders')
+        inside = self.input_dir and f'{self.output_dir}/'.startswith(f'{self.input_dir.rstrip("/")}/')
+        _check(not inside or '://' not in self.output_dir, 'output_dir', self.output_dir,
+               f'outside of --input_dir={self.input_dir}')
         for name in ('labels_csv', 'group_by'):
             _check(not self.tfds or not getattr(self, name), name, getattr(self, name),
                    'left out with --tfds, whose records have labels of their own and no paths')
@@ -186,7 +190,7 @@ class ConvertConfig:
 class TrainConfig:
     """Settings of `python -m boardrec.train`; RUN/run.flags holds them with every `auto` resolved."""
 
-    records: str = setting('folder that tools/make_records.py wrote')
+    records: str = setting('folder that tools/make_records.py wrote; also s3://... or gs://...')
     run_dir: str = setting('folder for this run; the same command continues a run that was interrupted')
     verify_records: bool = setting(
         'check the sha256 of every shard first; sizes, counts and the index are checked in any case', False)
@@ -278,7 +282,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'records', 'run_dir', 'feature_cache_dir', 'init_from', 'class_weight')
+        check_local(self, 'run_dir', 'feature_cache_dir', 'init_from', 'class_weight')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views',
@@ -347,7 +351,7 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        _check_local(self, 'run_dir', 'records', 'input_dir')
+        check_local(self, 'run_dir', 'input_dir')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
@@ -366,7 +370,7 @@ class PredictConfig:
     batch_size: int = setting('images a step', 32)
 
     def __post_init__(self):
-        _check_local(self, 'run_dir', 'images', 'output')
+        check_local(self, 'run_dir', 'images', 'output')
         _check_at_least(self, 1, 'batch_size')
 
 
@@ -378,4 +382,4 @@ class ExportConfig:
     export_dir: str = setting("the served model's folder; the export becomes its next numbered version")
 
     def __post_init__(self):
-        _check_local(self, 'run_dir', 'export_dir')
+        check_local(self, 'run_dir', 'export_dir')

@@ -9,22 +9,27 @@ from typing import Any
 import boardrec
 from boardrec import cli, progress
 from boardrec.config import EvaluateConfig, UserError
-from boardrec.data import files, records, tfrecord
+from boardrec.data import files, mirror, records, tfrecord
 from boardrec.training import run_dir
 
 
 def main(config: EvaluateConfig) -> None:
     """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
-    run_dir.require_finished(config.run_dir)
+    _, trained, _ = run_dir.require_finished(config.run_dir)
     if config.input_dir and not pathlib.Path(config.input_dir).is_dir():
         raise UserError(f'--input_dir={config.input_dir}: there is no such folder.')
+    with mirror.opened(config.records or trained.records) as folder:
+        _evaluate(config, folder)
+
+
+def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     progress.import_tensorflow()
     from boardrec.data import images
     from boardrec.reporting import metrics, report
     from boardrec.training import inference
 
     predictor = inference.load(config.run_dir)
-    record_set = _open_records(config, predictor)
+    record_set = _open_records(config, predictor, records_folder)
     folder = predictor.run.evaluation(config.split)
     identity = {
         'split': config.split, 'inference_precision': predictor.config.inference_precision,
@@ -62,9 +67,8 @@ def main(config: EvaluateConfig) -> None:
                  f'report: {predictor.run.report}')
 
 
-def _open_records(config: EvaluateConfig, predictor: Any) -> records.RecordSet:
-    folder = config.records or predictor.config.records
-    if not pathlib.Path(folder).is_dir():
+def _open_records(config: EvaluateConfig, predictor: Any, folder: pathlib.Path) -> records.RecordSet:
+    if not folder.is_dir():
         raise UserError(f'{folder}: the records that the run was trained on are not there; name them with --records.')
     record_set = records.open_record_set(folder)
     if record_set.manifest.fingerprint != predictor.facts['records_fingerprint']:

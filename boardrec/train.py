@@ -2,12 +2,16 @@
 
 from boardrec import cli, progress
 from boardrec.config import TrainConfig
-from boardrec.data import records
+from boardrec.data import mirror, records
 
 
 def main(config: TrainConfig) -> None:
     """Trains on RECORDS and leaves the best epoch's model in RUN; the same command continues an interrupted run."""
-    record_set = records.open_record_set(config.records)
+    with mirror.opened(config.records) as folder:
+        _train(config, records.open_record_set(folder))
+
+
+def _train(config: TrainConfig, record_set: records.RecordSet) -> None:
     if config.verify_records:
         records.require_sums(record_set)
     progress.import_tensorflow()  # five seconds: by now flags and records are known to be good

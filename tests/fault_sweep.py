@@ -1,6 +1,6 @@
 """Kills, or fails, a small conversion at each system call that touches its output; the same command then mends it.
 
-python tests/fault_sweep.py; about half an hour on two CPU cores. For each scenario, each system call and each k, strace
+python tests/fault_sweep.py; more than an hour on two CPU cores. For each scenario, each system call and each k, strace
 makes the k-th one of the parent, or of its first worker, fail with ENOSPC or EIO or kills the process there. What the
 folder then holds must be the old record set, the new one or none: as that is looked at between any two calls, it is
 what a reader can see at any time. Then the command runs undisturbed and must leave the bytes of a run that was never
@@ -35,7 +35,7 @@ import psutil
 
 from boardrec import cli
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import convert, files, journal, records, shards, workers
+from boardrec.data import convert, files, journal, records, shards, storage_report, workers
 
 CALLS = ('write', 'rename', 'fsync', 'unlink', 'mkdir', 'openat')
 FAULTS = ('signal=SIGKILL', 'error=ENOSPC', 'error=EIO')
@@ -49,7 +49,7 @@ class Scenario(NamedTuple):
     """A conversion to disturb."""
 
     images: pathlib.Path
-    settings: dict[str, str | bool]
+    settings: dict[str, str | int | bool]
     before: pathlib.Path | None  # the record set that it replaces
     after: pathlib.Path  # what it makes of that when nothing disturbs it
 
@@ -66,7 +66,7 @@ class Fault(NamedTuple):
 def main() -> None:
     """Sweeps; prints a line for each fault and ends with status 1 if any was not mended."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--scenarios', default='new,more,overwrite')
+    parser.add_argument('--scenarios', default='new,more,overwrite,leaks,reshard,encoding,again')
     parser.add_argument('--processes', default=','.join(PROCESSES))
     parser.add_argument('--calls', default=','.join(CALLS))
     parser.add_argument('--faults', default=','.join(FAULTS))
@@ -74,7 +74,7 @@ def main() -> None:
     args = parser.parse_args()
     start, counts = time.monotonic(), Counter()
     limits = workers.Limits()
-    with tempfile.TemporaryDirectory() as folder, workers.Pool(1, limits, shards.prepare_worker) as pool:
+    with tempfile.TemporaryDirectory() as folder, workers.Pool(1, limits, prepare_worker) as pool:
         known, number = scenarios(pathlib.Path(folder), pool), 0
         for name in args.scenarios.split(','):
             for fault in faults_of(known[name], pathlib.Path(folder, 'counted'), args):
@@ -101,12 +101,29 @@ def faults_of(scenario: Scenario, output: pathlib.Path, args: argparse.Namespace
 
 
 def scenarios(folder: pathlib.Path, pool: workers.Pool) -> dict[str, Scenario]:
-    """A new set; one that grows, where both of its shards change; and one that is made anew with other settings."""
+    """What is disturbed, by name, with what comes of it undisturbed.
+
+    new: a set of two shards. more: it grows, where both of them change. overwrite: it is made anew of smaller images.
+    leaks: it grows by copies, without which its train shard is built a second time. reshard: a set of two shards is
+    divided into three. encoding: two shards of original files are replaced by three of JPEG, of fewer files. again:
+    all is built a second time, to the same bytes.
+    """
     images, more = make_image_folders(folder)
-    found = {'new': Scenario(images, {}, None, folder / 'set')}
-    found['more'] = Scenario(more, {}, folder / 'set', folder / 'set_of_more')
-    found['overwrite'] = Scenario(images, {'overwrite': True, 'encoding': 'png', 'image_size': '16'}, folder / 'set',
-                                  folder / 'overwritten_set')
+    leaky, before = make_leaks(folder, images), folder / 'set'
+    # Images of 32 pixels stay as large as they are, but count as half a MiB each where shards are counted.
+    jpeg = {'encoding': 'jpeg', 'image_size': '1024'}
+    found = {
+        'new': Scenario(images, {}, None, before),
+        'more': Scenario(more, {}, before, folder / 'set_of_more'),
+        'overwrite': Scenario(images, {'overwrite': True, 'encoding': 'png', 'image_size': '16'}, before,
+                              folder / 'overwritten_set'),
+        'leaks': Scenario(leaky, {'on_leak': 'drop_from_train'}, before, folder / 'set_without_leaks'),
+        'whole': Scenario(images, jpeg, None, folder / 'whole_set'),
+        'reshard': Scenario(images, {**jpeg, 'reshard': True, 'shard_mib': 1}, folder / 'whole_set',
+                            folder / 'resharded_set'),
+        'encoding': Scenario(images, {**jpeg, 'overwrite': True, 'shard_mib': 1}, folder / 'set_of_more',
+                             folder / 'jpeg_set'),
+        'again': Scenario(images, {'overwrite': True}, before, folder / 'set_again')}
     for scenario in found.values():
         if scenario.before:
             shutil.copytree(scenario.before, scenario.after)
@@ -125,6 +142,15 @@ def make_image_folders(folder: pathlib.Path) -> tuple[pathlib.Path, pathlib.Path
     return folder / 'images', folder / 'more'
 
 
+def make_leaks(folder: pathlib.Path, images: pathlib.Path) -> pathlib.Path:
+    """These images with copies in train of two of val: the bytes of one, nearly the pixels of the other."""
+    leaky = pathlib.Path(shutil.copytree(images, folder / 'leaky'))
+    shutil.copy(leaky / 'val' / 'a' / '4.png', leaky / 'train' / 'a' / '4.png')
+    pixels = np.array(Image.open(leaky / 'val' / 'b' / '5.png'))
+    Image.fromarray(np.maximum(pixels, 8)).save(leaky / 'train' / 'b' / '5.png')
+    return leaky
+
+
 def make_image(path: pathlib.Path, seed: int) -> None:
     """Writes an image of noise."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -134,6 +160,7 @@ def make_image(path: pathlib.Path, seed: int) -> None:
 def touching(scenario: Scenario, output: pathlib.Path, process: str) -> dict[str, list[int]]:
     """For each call, which ones of a process touch the output folder: the first is 1."""
     log, numbers, counts = output.with_suffix('.strace'), {}, Counter()
+    shutil.rmtree(f'{output}.traced', ignore_errors=True)  # of the scenario before
     done = run(scenario, output, process, ['-y', '-o', str(log), '-e', f'trace={",".join(CALLS)}'])
     assert done.returncode == 0, done.stderr
     lines = [(line if process == 'parent' else line.partition(' ')[2]).lstrip()
@@ -186,15 +213,20 @@ def disturbed_command(address: str, first: str, strace: str, *flags: str) -> Non
     server.ensure_running = lambda: None
     context, pool = multiprocessing.get_context('forkserver'), workers.Pool
     multiprocessing.get_context = lambda _: context
-    if json.loads(strace):
-        workers.Pool = lambda count, limits, _: pool(
-            count, limits, functools.partial(prepare_traced, json.loads(strace), first))
+    prepare = functools.partial(prepare_traced, json.loads(strace), first) if json.loads(strace) else prepare_worker
+    workers.Pool = lambda count, limits, _: pool(count, limits, prepare)
     cli.run(convert.convert, ConvertConfig, ['make_records', *flags])
+
+
+def prepare_worker() -> None:
+    """Prepares a worker that measures in no time what encoding has made of images."""
+    shards.prepare_worker()
+    storage_report._TIMING_SECONDS = 0.0
 
 
 def prepare_traced(strace: list[str], first: str) -> None:
     """Prepares a worker and, if there is no folder `first` yet, puts it under strace."""
-    shards.prepare_worker()
+    prepare_worker()
     with contextlib.suppress(FileExistsError):
         os.mkdir(first)
         ctypes.CDLL(None).prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1))

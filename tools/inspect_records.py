@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from boardrec import cli, progress
-from boardrec.config import setting, SPLITS, TrainConfig, UserError
-from boardrec.data import audit, files, records, salvage, tfrecord
+from boardrec.config import check_local, setting, SPLITS, TrainConfig, UserError
+from boardrec.data import audit, files, mirror, records, salvage, tfrecord
 from boardrec.data.records import RecordSet
 
 _ROWS = 8  # records on a sheet of views, or rows of a contact sheet
@@ -29,6 +29,10 @@ _GAP = 4  # pixels between images
 _CAPTION = 14  # pixels of a line of text
 _SAMPLE = 1000  # records of a class in a split whose images are looked into
 _ACTIONS = ('verify', 'salvage', 'stats', 'contact_sheet', 'extract', 'augmented_sheet')
+# What else of a training's flags counts here: the sheets' size, and the views.
+_OF_TRAINING = ('records', 'image_size', 'seed', 'cached_views', 'flip_horizontal', 'flip_vertical', 'quarter_turns',
+                'crop_area', 'rotation', 'brightness', 'contrast', 'saturation', 'hue', 'jpeg_quality', 'erasing')
+_UNUSED = [field.name for field in dataclasses.fields(TrainConfig) if field.name not in _OF_TRAINING]
 _SUFFIXES = {'.jpg': ('.jpg', '.jpeg', '.jpe', '.jfif'), '.png': ('.png',)}
 
 
@@ -50,6 +54,7 @@ class InspectRecordsConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        check_local(self, 'salvage', 'contact_sheet', 'augmented_sheet', 'output')
         given = self.given()
         if len(given) > 1:
             raise UserError(f'--{given[0]} and --{given[1]}: give one of them at a time.')
@@ -58,14 +63,21 @@ class InspectRecordsConfig(TrainConfig):
         if self.extract < -1:
             raise UserError(f'--extract={self.extract}: must be the number of a record, from 0.')
 
-
     def given(self) -> list[str]:
         """What is to be done."""
         return [name for name in _ACTIONS if getattr(self, name) != getattr(type(self), name)]
 
 
 def main(config: InspectRecordsConfig) -> None:
-    """Prints what RECORDS holds; checks, salvages, measures or draws it if asked to."""
+    """Prints what RECORDS holds; checks, salvages, measures or draws it if asked to.
+
+    The flags of a training that are not listed are taken too, for --flagfile=RUN/run.flags, and change nothing.
+    """
+    with mirror.opened(config.records) as folder:
+        _inspect(dataclasses.replace(config, records=str(folder)))
+
+
+def _inspect(config: InspectRecordsConfig) -> None:
     if config.verify or (config.verify_records and not config.given()):  # a training's word for it
         verify(config.records)
     elif config.salvage:
@@ -332,4 +344,4 @@ def _printable(text: str) -> str:
 
 
 if __name__ == '__main__':
-    cli.run(main, InspectRecordsConfig)
+    cli.run(main, InspectRecordsConfig, hidden=_UNUSED)

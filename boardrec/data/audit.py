@@ -160,7 +160,7 @@ def _check_metadata(folder: pathlib.Path, manifest: Manifest) -> Iterator[str]:
         yield f'{records.REJECTED}: is missing or damaged'
     try:
         records.read_duplicates(folder)
-    except FileNotFoundError:  # salvaged, or converted before there was such a list
+    except FileNotFoundError:  # converted before there was such a list, or salvaged without one
         pass
     except (OSError, ValueError, TypeError):
         yield f'{records.DUPLICATES}: is damaged'
@@ -235,19 +235,26 @@ def _compare(claims: Claims, file: str, seen: list[Seen], gaps: list[Gap]) -> It
     """What differs between a shard's rows in the index and its records, in the rows' order; then what has no row."""
     rows = claims.rows.get(file, [])
     matches = match_rows(rows, seen)
-    told, shift = set(), 0
+    told, shift, missing = set(), 0, []
     for row, one in zip(rows, matches, strict=True):
-        name = f'{file}: record {row.record_id} ({_shown(row.source)})'
+        name = f'{file}: {_named(row)}'
         if one is None:
             gap = gap_at(gaps, row.offset)
             told.add(gap)
-            yield f'{name}: {gap.reason if gap else "is not there"}'
+            if gap:
+                yield f'{name}: {gap.reason}'
+            else:
+                missing.append(row)
             continue
         if one.offset - row.offset != shift:  # said once for all that are shifted alike
             shift = one.offset - row.offset
             yield f'{name}: begins at byte {one.offset}, not at {row.offset} as the index says' + (
                 '; so do those that follow it, as far apart' if row is not rows[-1] and shift else '')
         yield from (f'{name}: {difference}' for difference in _differences(row, one, file, claims.class_names))
+    if len(missing) > 1:  # said once for all of them: of a shard that was cut, they may be thousands
+        yield f'{file}: {len(missing):,} records, {_named(missing[0])} to {_named(missing[-1])}: are not there'
+    elif missing:
+        yield f'{file}: {_named(missing[0])}: is not there'
     for gap in gaps:
         if gap not in told:
             yield f'{file}: bytes {gap.offset} to {gap.end} hold no intact record: {gap.reason}'
@@ -255,6 +262,10 @@ def _compare(claims: Claims, file: str, seen: list[Seen], gaps: list[Gap]) -> It
         known = set(filter(None, matches))
         yield from (f'{file}: the record at byte {one.offset} ({_shown(one.source)}): is not in the index'
                     for one in seen if one not in known)
+
+
+def _named(row: Row) -> str:
+    return f'record {row.record_id} ({_shown(row.source)})'
 
 
 def _differences(row: Row, one: Seen, file: str, class_names: list[str] | None) -> Iterator[str]:

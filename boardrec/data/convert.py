@@ -10,6 +10,7 @@ This module runs in the converter's parent process, which stays without TensorFl
 from collections import Counter
 from collections.abc import Iterator
 import contextlib
+import dataclasses
 import os
 import pathlib
 
@@ -21,9 +22,9 @@ from boardrec.data import (
     beam_runner,
     commit,
     earlier,
-    files,
     journal,
     leaks,
+    mirror,
     records,
     remote,
     scan,
@@ -41,11 +42,12 @@ _WORKER_BYTES = 8 << 30  # of address space: TensorFlow takes 2 GiB, an image of
 def convert(config: ConvertConfig) -> records.Manifest:
     """Converts config.input_dir or config.tfds into config.output_dir and returns the manifest.
 
-    What is up to date is left alone. Raises UserError for input that cannot be used and for an output folder that
-    holds something else.
+    What is up to date is left alone. Where output_dir is a URL, its copy on this machine is converted into, then put
+    there. Raises UserError for input that cannot be used and for an output folder that holds something else.
     """
-    with workers.Pool(config.workers or os.cpu_count() or 1, _limits(config), shards.prepare_worker) as pool:
-        return _convert(config, pool)
+    with mirror.output(config.output_dir, overwrite=config.overwrite) as folder, \
+            workers.Pool(config.workers or os.cpu_count() or 1, _limits(config), shards.prepare_worker) as pool:
+        return _convert(dataclasses.replace(config, output_dir=str(folder)), pool)
 
 
 def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
@@ -88,7 +90,7 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
         if changed:
             _describe(output, manifest)
         else:
-            progress.say(f'{output} holds these images already; nothing to do.')
+            progress.say(f'{output} holds these images already; nothing {"has changed" if to_build else "to do"}.')
         _describe_rejected(output)
         leaks.say(leaked, output)
         if to_build and storage != records.KEEP:
@@ -148,15 +150,10 @@ def _check_folders(given: str, root: pathlib.Path | str, output: pathlib.Path) -
 def _check_output(output: pathlib.Path) -> None:
     """Raises UserError if the folder holds anything that is not a record set's."""
     names = {path.name for path in output.iterdir()} if output.is_dir() else set()
-    foreign = sorted(name for name in names if not _is_ours(name))
+    foreign = sorted(name for name in names if not journal.is_ours(name))
     if foreign:
         raise UserError(f'--output_dir={output} holds {foreign[0]}, which is no part of a record set: '
                         'name another folder.')
-
-
-def _is_ours(name: str) -> bool:
-    known = (records.MANIFEST, records.INDEX, records.REJECTED, records.DUPLICATES, *records.TFDS_FILES, journal.FOLDER)
-    return name in known or records.is_shard_file(name) or name.startswith(files.TEMPORARY_PREFIX)
 
 
 def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plans: list[shards.ShardPlan],

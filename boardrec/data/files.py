@@ -12,13 +12,16 @@ import fcntl
 import hashlib
 import os
 import pathlib
+import re
 import shutil
 import socket
-from typing import BinaryIO
+import time
+from typing import BinaryIO, NamedTuple
 
 from boardrec.config import UserError
 
 TEMPORARY_PREFIX = '.tmp-'
+_LOOK_HOLDS = 50  # times as long as it took to list a folder, what was seen there counts
 DISK_ERRNOS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
 
 
@@ -99,17 +102,46 @@ def commit_folder(temporary: os.PathLike | str, path: os.PathLike | str) -> None
 
 
 def remove_leftovers(path: os.PathLike | str) -> None:
-    """Removes what killed writers of `path` left; the temporaries of other processes that are alive here stay."""
+    """Removes what killed writers of `path` left; the temporaries of other processes that are alive here stay.
+
+    Those of a writer that was killed a moment ago may stay too: see _temporaries.
+    """
     path = pathlib.Path(os.path.abspath(path))
-    prefix = f'{TEMPORARY_PREFIX}{path.name}-{socket.gethostname()}-'
-    for entry in path.parent.iterdir() if path.parent.is_dir() else ():
-        pid = entry.name.removeprefix(prefix)
-        if not entry.name.startswith(prefix) or not pid.isdecimal() or _is_other_process(int(pid)):
+    own = temporary_name(path)  # left by another process that had this one's number
+    for entry in {*([own] if os.path.lexists(own) else ()), *_temporaries(path.parent).get(path.name, ())}:
+        if _is_other_process(int(entry.name.rpartition('-')[2])):
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry, ignore_errors=True)
         else:
             entry.unlink(missing_ok=True)
+
+
+class _Look(NamedTuple):
+    """What a folder held when this process looked."""
+
+    temporaries: dict[str, list[pathlib.Path]]  # of this host's processes, by the name that they were to take
+    holds_until: float  # seconds of time.monotonic()
+
+
+_looks: dict[pathlib.Path, _Look] = {}
+
+
+def _temporaries(folder: pathlib.Path) -> dict[str, list[pathlib.Path]]:
+    """The temporaries in a folder, by the name that they were to take, as they were when this process last looked.
+
+    It looks again once that is longer ago than 50 times what the look took: to list the folder of 40,000 shards and
+    their journals takes 80 ms or more, which would else be paid for each of them.
+    """
+    start = time.monotonic()
+    if folder not in _looks or start > _looks[folder].holds_until:
+        pattern = re.compile(rf'{re.escape(TEMPORARY_PREFIX)}(.+)-{re.escape(socket.gethostname())}-[0-9]+', re.DOTALL)
+        found: dict[str, list[pathlib.Path]] = {}
+        for match in filter(None, map(pattern.fullmatch, os.listdir(folder) if folder.is_dir() else ())):
+            found.setdefault(match[1], []).append(folder / match[0])
+        now = time.monotonic()
+        _looks[folder] = _Look(found, now + _LOOK_HOLDS * (now - start))
+    return _looks[folder].temporaries
 
 
 class LockFile:

@@ -180,6 +180,26 @@ def take_over(folder: pathlib.Path, other: pathlib.Path, name: str) -> Built | N
     return built
 
 
+def is_ours(name: str) -> bool:
+    """Whether a name in RECORDS is one of a record set, of this journal, or a temporary one."""
+    known = (records.MANIFEST, records.INDEX, *records.LISTS, FOLDER)
+    return name in known or records.is_shard_file(name) or name.startswith(files.TEMPORARY_PREFIX)
+
+
+def is_lasting(name: str) -> bool:
+    """Whether a file of the journal's folder tells something once a conversion is done, on another machine too."""
+    shard, _, ending = name.rpartition('.')
+    return name in (_PLAN, COMPARED) or (ending == 'json' and records.is_shard_file(shard))
+
+
+def restore_times(folder: pathlib.Path, sums: dict[str, str]) -> None:
+    """Gives shards that were copied here, and have these sums, the times by which the journal knows them."""
+    for name in names(folder):
+        built = read(folder, name)
+        if built and built.shard.sha256 == sums.get(name):
+            os.utime(folder.parent / name, ns=(built.mtime_ns, built.mtime_ns))
+
+
 def sweep(folder: pathlib.Path) -> None:
     """Removes what workers left that were killed."""
     for path in folder.glob(f'{files.TEMPORARY_PREFIX}*'):
@@ -196,6 +216,18 @@ def place(folder: pathlib.Path, built: Built) -> pathlib.Path | None:
         if (info.st_size, info.st_mtime_ns) == (built.shard.bytes, built.mtime_ns):
             return path
     return None
+
+
+def settle(folder: pathlib.Path, name: str) -> bool:
+    """Whether a shard that is built lies in its place; one that waits with the same bytes is given up for that."""
+    built, there = load(folder, name), folder.parent / name
+    found = place(folder, built)
+    if found == folder / name and files.sha256_of(there) == built.shard.sha256:
+        write(folder, built._replace(mtime_ns=there.stat().st_mtime_ns))  # first: else a full disk would lose the shard
+        found = there
+    if found == there:
+        (folder / name).unlink(missing_ok=True)
+    return found == there
 
 
 def forget(folder: pathlib.Path, *, but: set[str]) -> None:

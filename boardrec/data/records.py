@@ -35,6 +35,7 @@ DATASET_NAME = 'boardrec'
 LABELS = 'label.labels.txt'  # a class a line
 TFDS_FILES = ('dataset_info.json', 'features.json', LABELS)
 MANIFEST, INDEX, REJECTED, DUPLICATES = 'manifest.json', 'index.jsonl', 'rejected.csv', 'duplicates.csv'
+LISTS = (REJECTED, DUPLICATES, *TFDS_FILES)  # of which the manifest holds no sums
 
 
 class Storage(NamedTuple):
@@ -231,8 +232,13 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     if not path.is_file():
         raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; make one with '
                         'tools/make_records.py.')
+    return parse_manifest(path.read_bytes(), path)
+
+
+def parse_manifest(content: bytes, path: os.PathLike | str) -> Manifest:
+    """What a manifest.json says, which lies at `path`. Raises UserError if it is damaged or of another version."""
     try:
-        values = json.loads(path.read_bytes())
+        values = json.loads(content)
         version = values['format_version']
         if version == FORMAT_VERSION:
             fingerprint = values.pop('fingerprint')
@@ -301,9 +307,8 @@ def _rejected_lines(rows: Iterable[tuple[str, str, str]]) -> Iterator[bytes]:
 
 
 def read_rejected(folder: pathlib.Path) -> list[tuple[str, str, str]]:
-    """The rows of RECORDS/rejected.csv."""
-    with open(folder / REJECTED, encoding='utf-8', errors='surrogateescape', newline='') as file:
-        return [(row['source'], row['reason'], row['sha256']) for row in csv.DictReader(file)]
+    """The rows of RECORDS/rejected.csv. Raises OSError, ValueError or KeyError if it is missing or damaged."""
+    return [(row['source'], row['reason'], row['sha256']) for row in _read_csv(folder / REJECTED)]
 
 
 def write_duplicates(folder: pathlib.Path, rows: Iterable[Duplicate]) -> None:
@@ -323,9 +328,20 @@ def _duplicates_lines(rows: Iterable[Duplicate]) -> Iterator[bytes]:
 
 
 def read_duplicates(folder: pathlib.Path) -> list[Duplicate]:
-    """The rows of RECORDS/duplicates.csv."""
-    with open(folder / DUPLICATES, encoding='utf-8', errors='surrogateescape', newline='') as file:
-        return [Duplicate(**row) for row in csv.DictReader(file)]
+    """The rows of RECORDS/duplicates.csv. Raises OSError, ValueError or TypeError if it is missing or damaged."""
+    return [Duplicate(**row) for row in _read_csv(folder / DUPLICATES)]
+
+
+def _read_csv(path: pathlib.Path) -> Iterator[dict[str, str]]:
+    """Yields rows by the names of their columns. Raises UserError where a row has more or fewer, or is no CSV."""
+    with open(path, encoding='utf-8', errors='surrogateescape', newline='') as file:
+        try:
+            for row in csv.DictReader(file):
+                if None in row or None in row.values():
+                    raise csv.Error('a row has not the columns of the first line')
+                yield row
+        except csv.Error as error:
+            raise UserError(f'{path} is damaged ({error}): run make_records again, which writes it anew.') from None
 
 
 def csv_line(*values: str) -> bytes:

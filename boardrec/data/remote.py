@@ -1,4 +1,4 @@
-"""Images in an object store, for reading: folders such as s3://BUCKET/PHOTOS and gs://BUCKET/PHOTOS, through fsspec.
+"""The objects of a store: folders such as s3://BUCKET/PHOTOS and gs://BUCKET/PHOTOS, through fsspec.
 
 fsspec is imported where a URL is given only; the package for its scheme is an extra.
 """
@@ -10,6 +10,7 @@ import errno
 import functools
 import hashlib
 import importlib
+import pathlib
 import re
 from typing import Any, NamedTuple
 
@@ -18,6 +19,10 @@ from boardrec.config import UserError
 _PACKAGES = {'s3': 's3fs', 's3a': 's3fs', 'gs': 'gcsfs', 'gcs': 'gcsfs'}
 _EXTRAS = {'s3fs': 's3', 'gcsfs': 'gs'}
 _CHANGED = ('LastModified', 'mtime', 'last_modified')  # as s3fs, gcsfs and adlfs call it
+
+
+class StoreError(OSError):
+    """What a store's client raised, with its reason: no such object, no right, no network."""
 
 
 class Object(NamedTuple):
@@ -33,26 +38,26 @@ def is_url(path: object) -> bool:
     return re.match(r'[A-Za-z][A-Za-z0-9+.-]+://', str(path)) is not None
 
 
-def check(url: str) -> None:
+def check(url: str, flag: str = 'input_dir') -> None:
     """Raises UserError for a scheme of which nothing is known, or whose package is missing."""
     scheme = url.partition('://')[0]
     package = _PACKAGES.get(scheme)
     if package is None:
-        raise UserError(f'--input_dir={url}: no scheme among {", ".join(f"{name}://" for name in _PACKAGES)}.')
+        raise UserError(f'--{flag}={url}: no scheme among {", ".join(f"{name}://" for name in _PACKAGES)}.')
     try:
         importlib.import_module(package)
     except ImportError:
-        raise UserError(f"--input_dir={url} needs {package}, boardrec's extra {_EXTRAS[package]}, which is not "
+        raise UserError(f"--{flag}={url} needs {package}, boardrec's extra {_EXTRAS[package]}, which is not "
                         f"installed: python -m pip install -e '.[{_EXTRAS[package]}]' in the clone.") from None
 
 
-def listing(url: str) -> list[Object]:
+def listing(url: str, flag: str = 'input_dir') -> list[Object]:
     """Every object below a folder, but those that stand for folders. Raises UserError where it cannot be listed."""
     try:
         fs, folder = _opened(url)
         found = fs.find(folder, detail=True)
     except Exception as error:  # whatever a store's client raises: no such bucket, no right, no network
-        raise UserError(f'--input_dir={url} cannot be listed: {_reason(error)}.') from None
+        raise UserError(f'--{flag}={url} cannot be listed: {_reason(error)}.') from None
     start = len(folder.rstrip('/')) + 1
     objects = sorted(Object(path[start:], info['size'], _changed_ns(info)) for path, info in found.items())
     return [item for item in objects if item.bytes or not (item.source == '' or item.source.endswith('/'))]
@@ -76,13 +81,46 @@ def read(url: str, source: str, max_bytes: int) -> tuple[bytes | None, Object]:
 
 def sha256_of(url: str, source: str) -> str:
     """The hexadecimal SHA-256 of an object's bytes. Raises OSError."""
+    digest = hashlib.sha256()
+    for part in parts(url, source):
+        digest.update(part)
+    return digest.hexdigest()
+
+
+def parts(url: str, source: str) -> Iterator[bytes]:
+    """An object's bytes, 8 MiB at a time. Raises StoreError; one that is replaced meanwhile may come as a mixture."""
     with _os_errors():
         fs, folder = _opened(url)
-        digest = hashlib.sha256()
         with fs.open(f'{folder.rstrip("/")}/{source}', 'rb') as file:
-            for part in iter(functools.partial(file.read, 8 << 20), b''):
-                digest.update(part)
-    return digest.hexdigest()
+            yield from iter(functools.partial(file.read, 8 << 20), b'')
+
+
+def content(url: str, source: str) -> bytes | None:
+    """An object's bytes; None if there is none. Raises StoreError."""
+    try:
+        return b''.join(parts(url, source))
+    except StoreError as error:
+        if error.errno == errno.ENOENT:
+            return None
+        raise
+
+
+def put(url: str, source: str, content: pathlib.Path | bytes) -> None:
+    """Makes an object of a file or of bytes, whole or not at all. Raises StoreError."""
+    with _os_errors():
+        fs, folder = _opened(url)
+        path = f'{folder.rstrip("/")}/{source}'
+        if isinstance(content, bytes):
+            fs.pipe_file(path, content)
+        else:
+            fs.put_file(str(content), path)
+
+
+def remove(url: str, source: str) -> None:
+    """Removes an object, if it is there. Raises StoreError."""
+    with _os_errors(), contextlib.suppress(FileNotFoundError):
+        fs, folder = _opened(url)
+        fs.rm_file(f'{folder.rstrip("/")}/{source}')
 
 
 def _opened(url: str) -> tuple[Any, str]:
@@ -103,11 +141,12 @@ def _changed_ns(info: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _os_errors() -> Iterator[None]:
-    """Makes what a store's client raises an OSError with a reason."""
+    """Makes what a store's client raises a StoreError with a reason."""
     try:
         yield
     except Exception as error:
-        raise OSError(getattr(error, 'errno', None) or errno.EIO, _reason(error)) from None
+        number = errno.ENOENT if isinstance(error, FileNotFoundError) else getattr(error, 'errno', None) or errno.EIO
+        raise StoreError(number, _reason(error)) from None
 
 
 def _reason(error: Exception) -> str:

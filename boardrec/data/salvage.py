@@ -45,7 +45,8 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
     """Makes a record set in `out` of all intact records of `folder`, and `out`.lost.csv of those that are lost.
 
     The list lies beside the set, because nothing foreign may lie in one. Records keep their order, splits and shards
-    and are numbered anew. Raises UserError where `out` holds anything, no class names are left, or no record is.
+    and are numbered anew. rejected.csv is taken over, of duplicates.csv the pairs neither of which was lost. Raises
+    UserError where `out` holds anything, no class names are left, or no record is.
     """
     folder, out = pathlib.Path(folder), pathlib.Path(os.path.abspath(out))
     _check_out(folder, out)
@@ -53,7 +54,7 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
     if claims.class_names is None:
         claims = claims._replace(class_names=_names_by_pairs(claims))
     storage, notes = _storage(claims)
-    rejected = _rejected(claims, notes)
+    rejected, duplicates = _rejected(claims, notes), _duplicates(claims, notes)
     with files.temporary_folder(out) as temporary:
         shards, rows, lost = _rescue(claims, storage, temporary)
         manifest = _manifest(claims, storage, shards, rows)
@@ -61,6 +62,9 @@ def salvage(folder: str | os.PathLike, out: str | os.PathLike) -> Salvaged:
             if shard not in manifest.shards:
                 (temporary / shard.file).unlink()
         records.write_rejected(temporary, rejected)
+        if duplicates is not None:
+            known = {row.source for row in rows} | {source for source, *_ in rejected}
+            records.write_duplicates(temporary, [row for row in duplicates if {row.source, row.other} <= known])
         records.write_index(temporary, rows)
         tfrecord.write_tfds_metadata(temporary, manifest)
         records.write_manifest(temporary, manifest)
@@ -182,6 +186,17 @@ def _rejected(claims: audit.Claims, notes: list[str]) -> list[tuple[str, str, st
     except (OSError, ValueError, KeyError):
         notes.append(f'{records.REJECTED} could not be read: the new one is empty')
         return []
+
+
+def _duplicates(claims: audit.Claims, notes: list[str]) -> list[records.Duplicate] | None:
+    """None where the set has no list that can be read: the new one has none either, for nobody knows the pairs."""
+    try:
+        return records.read_duplicates(claims.folder)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError, TypeError):
+        notes.append(f'{records.DUPLICATES} could not be read: the new set has none')
+    return None
 
 
 def _write_lost(path: pathlib.Path, lost: list[Lost]) -> None:

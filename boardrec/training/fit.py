@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from boardrec import cli, progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import files, images, input_pipeline, records
+from boardrec.data import files, images, input_pipeline, records, remote
 from boardrec.training import (
     advice,
     checkpoint,
@@ -43,7 +43,8 @@ _MOST_ROLLBACKS = 3
 def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     """Trains until the epochs are done or validation stops improving; continues what RUN has completed.
 
-    `record_set` is config.records, opened. With several hosts each of them calls this, and host 0 alone writes RUN.
+    `record_set` is config.records, opened, or a copy of it on this machine. With several hosts each of them calls this,
+    and host 0 alone writes RUN.
     Raises UserError for records, settings or a run folder that do not fit, and cli.Interrupted after a signal.
     """
     _require_splits(record_set)
@@ -52,7 +53,7 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     keras.utils.set_random_seed(config.seed)
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
-    config = _resolve(config, classes, strategy)
+    config = _resolve(config, record_set, classes, strategy)
     run, leads = RunDir(pathlib.Path(config.run_dir)), distribute.host_of_hosts(strategy)[0] == 0
     with (stopping.listen() as stop, distribute.naming_lost_workers(strategy),
           run_dir.locked(run) if leads else contextlib.nullcontext()):
@@ -240,14 +241,15 @@ def _require_shares(config: TrainConfig, strategy: Any) -> None:
                         f'--accumulate_steps={config.accumulate_steps}.')
 
 
-def _resolve(config: TrainConfig, classes: Classes, strategy: Any) -> TrainConfig:
+def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classes, strategy: Any) -> TrainConfig:
     """Resolves each `auto` that does not depend on the model, and makes paths independent of the current folder."""
-    cache = config.feature_cache_dir or pathlib.Path(config.records).absolute().parent / 'feature_cache'
+    cache = config.feature_cache_dir or record_set.folder.absolute().parent / 'feature_cache'
     return dataclasses.replace(
         config, precision=distribute.resolve_precision(config.precision),
         strategy=distribute.name(strategy), xla=distribute.resolve_xla(config.xla, strategy),
         positive_class='' if classes.positive is None else classes.names[classes.positive],
-        records=os.path.abspath(config.records), run_dir=os.path.abspath(config.run_dir),
+        records=config.records if remote.is_url(config.records) else os.path.abspath(config.records),
+        run_dir=os.path.abspath(config.run_dir),
         feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights),
         init_from=config.init_from and os.path.abspath(config.init_from),

@@ -10,14 +10,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 
+from conversions import add_slow, assert_nothing_is_left, finished, make_job, session, tree_sums, wait_until
 import numpy as np
 from PIL import Image
 import pytest
 
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import beam_runner, files, journal, records, scan, shards
+from boardrec.data import beam_runner, journal, records, scan
 
 ROOT = pathlib.Path(__file__).parents[2]
 HAS_BEAM = importlib.util.find_spec('apache_beam') is not None
@@ -31,43 +31,11 @@ def needs_beam(test):
 TWO_WORKERS = '--beam_options=--direct_num_workers=2 --direct_running_mode=multi_processing'
 
 
-def make_job(images, folder, found, **others):
-    plan, = shards.plan(found, 1 << 40)
-    values = {'storage': records.KEEP, 'max_bytes': 1 << 30, 'limits': (10**8, 65500, float('inf')),
-              'on_bad_image': 'reject', **others}
-    return shards.Job(str(images), str(folder), plan, ['a', 'b'], **values)
-
-
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != journal.FOLDER}
-
-
 def make_records(images, out, *args):
     return subprocess.Popen(
         [sys.executable, str(ROOT / 'tools' / 'make_records.py'), f'--input_dir={images}', f'--output_dir={out}',
          '--runner=beam', '--splits=train:1', *args],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-
-
-def finished(process):
-    """(exit status, standard output, standard error)."""
-    out, err = process.communicate(timeout=240)
-    return process.returncode, out, err
-
-
-def session(process):
-    """The processes of a command's session that are alive: {id: (parent's id, command line)}."""
-    found = {}
-    for entry in pathlib.Path('/proc').iterdir():
-        try:
-            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
-                line = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
-                parent = (entry / 'stat').read_text().rpartition(')')[2].split()[1]
-                if line:  # a zombie has none
-                    found[int(entry.name)] = int(parent), line
-        except OSError:
-            continue
-    return found
 
 
 def builders(process):
@@ -77,32 +45,12 @@ def builders(process):
             if 'spawn_main' in line and 'sdk_worker_main' in own.get(parent, (0, ''))[1]}
 
 
-def wait_until(condition, process, seconds=200):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def assert_nothing_is_left(process, seconds=20):
-    deadline = time.monotonic() + seconds
-    while (left := session(process)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert left == {}
-
-
 @pytest.fixture(scope='module')
 def slow_images(tmp_path_factory, image_folder):
     """24 small images, one that is broken, and three in shards of their own that take half a second each."""
     images = image_folder({'a': 12, 'b': 12}, folder=tmp_path_factory.mktemp('slow') / 'images')
     (images / 'a' / 'bröken\n.png').write_bytes(b'not an image')
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), dtype=np.uint8)
-    path = images / 'a' / 'slow0.tiff'
-    Image.fromarray(noise).save(path)
-    for i in (1, 2):
-        (images / ('a' if i % 2 else 'b') / f'slow{i}.tiff').symlink_to(path)
-    return images
+    return add_slow(images)
 
 
 @pytest.fixture(scope='module')
@@ -140,24 +88,6 @@ def test_an_error_of_a_worker_is_raised_by_the_parent(tmp_path, error):
     with pytest.raises(type(error)) as caught:
         beam_runner._raise_error(tmp_path)
     assert str(caught.value) == str(error)
-
-
-def test_a_shard_is_taken_over_with_its_journal_if_they_fit(tmp_path, image_folder):
-    images, own = image_folder({'a': 2, 'b': 2}, folder=tmp_path / 'images'), tmp_path / 'journal' / 'beam-1'
-    own.mkdir(parents=True)
-    found, _ = scan.scan(ConvertConfig(input_dir=str(images), output_dir='unused', splits='train:1'))
-    job = make_job(images, own, found)
-    watch = type('Watch', (), {'begin': lambda *_: None, 'end': lambda *_: None})()
-    shards.build(job, {}, watch)
-    os.utime(own / job.plan.file, ns=(1, 1))  # as after a second attempt, or on a file system with times of its own
-    built = journal.take_over(own.parent, own, job.plan.file)
-    assert built == journal.read(own.parent, job.plan.file) and list(own.iterdir()) == []
-    assert journal.place(own.parent, built) == own.parent / job.plan.file
-    shards.build(job, {}, watch)
-    (own / job.plan.file).write_bytes(b'a second attempt is at it')
-    assert journal.take_over(own.parent, own, job.plan.file) is None
-    shards.build(job, {}, watch)
-    assert journal.take_over(own.parent, own, job.plan.file) is not None
 
 
 def test_what_a_killed_conversion_left_for_its_workers_is_removed(tmp_path, image_folder, convert_here):

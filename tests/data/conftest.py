@@ -1,8 +1,13 @@
-"""A record set to damage."""
+"""Record sets to damage and to convert again; an S3 server."""
 
 import pathlib
 import shutil
+import socket
+import subprocess
+import sys
+import time
 
+from conversions import touch
 import pytest
 
 from boardrec.data import records
@@ -18,3 +23,53 @@ def copy(record_set_path, tmp_path):
 def rows(record_set_path):
     """The undamaged index."""
     return list(records.read_index(record_set_path))
+
+
+@pytest.fixture(scope='module')
+def server():
+    """The address of an S3 server, which the environment names to its clients, with a bucket `photos`."""
+    with socket.socket() as probe:
+        probe.bind(('127.0.0.1', 0))
+        port = probe.getsockname()[1]
+    process = subprocess.Popen([sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)],
+                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in {'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
+                            'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}.items():
+            patch.setenv(name, value)
+        import s3fs
+        s3fs.S3FileSystem.clear_instance_cache()  # clients of another module's server
+        deadline = time.monotonic() + 60
+        while True:
+            with socket.socket() as probe:
+                if probe.connect_ex(('127.0.0.1', port)) == 0:
+                    break
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        yield
+    process.kill()
+    process.wait()
+
+
+@pytest.fixture
+def bucket(server):
+    """A client of the server, and an empty bucket `photos`."""
+    import s3fs
+    fs = s3fs.S3FileSystem(use_listings_cache=False)
+    if fs.exists('photos'):
+        fs.rm('photos', recursive=True)
+    fs.mkdir('photos')
+    return fs
+
+
+@pytest.fixture
+def converted(tmp_path, image_folder, convert_here):
+    """(images, records, run): a converted folder and a function that converts it again."""
+    images, out = image_folder({'a': 6, 'b': 6}, folder=tmp_path / 'images'), tmp_path / 'out'
+    touch(images, 'a/broken.png', 'loose.txt')
+
+    def run(*, input_dir=images, **others):
+        return convert_here(input_dir, out, **{'splits': 'train:0.7,test:0.3', **others})
+
+    run()
+    return images, out, run

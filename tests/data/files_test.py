@@ -7,6 +7,7 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -164,6 +165,24 @@ def test_leftovers_of_the_dead_go_and_temporaries_of_the_living_stay(tmp_path):
     files.remove_leftovers(tmp_path / 'out')
     assert set(tree(tmp_path)) == kept
     files.remove_leftovers(tmp_path / 'missing' / 'out')
+
+
+def test_a_folder_is_listed_for_few_of_many_files(tmp_path, monkeypatch):
+    for number in range(2000):
+        (tmp_path / str(number)).touch()
+    looks, listdir = [], os.listdir
+    monkeypatch.setattr(os, 'listdir', lambda folder: looks.append(folder) or listdir(folder))
+    for number in range(50):
+        files.remove_leftovers(tmp_path / str(number))
+    assert len(looks) < 25
+    dead = subprocess.Popen([sys.executable, '-c', ''])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):  # of a writer that was killed after the first look
+        (tmp_path / f'.tmp-0-{socket.gethostname()}-{pid}').touch()
+    deadline = time.monotonic() + 20
+    while list(tmp_path.glob('.tmp-*')) and time.monotonic() < deadline:
+        files.remove_leftovers(tmp_path / '0')
+    assert not list(tmp_path.glob('.tmp-*'))
 
 
 def test_a_temporary_name_lies_beside_the_path_and_tells_it_and_the_process(tmp_path, monkeypatch):

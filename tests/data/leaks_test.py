@@ -5,18 +5,15 @@ import json
 import shutil
 import types
 
+from conversions import tree_sums
 import numpy as np
 from PIL import Image, ImageEnhance
 import pytest
 
 from boardrec.config import UserError
-from boardrec.data import files, journal, leaks, records, shards
+from boardrec.data import journal, leaks, records, shards
 
 SHARD_BYTES = 4000
-
-
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != journal.FOLDER}
 
 
 def shard_stamps(folder):

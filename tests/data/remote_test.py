@@ -3,66 +3,21 @@
 import importlib.util
 import pathlib
 import shutil
-import socket
 import subprocess
 import sys
-import time
 
+from conversions import tree_sums
+from object_stores import needs_s3
 import pytest
 
 from boardrec import config as config_module
 from boardrec.config import ConvertConfig, UserError
-from boardrec.data import files, journal, records, remote, scan, source_file
+from boardrec.data import records, remote, scan, source_file
 
 ROOT = pathlib.Path(__file__).parents[2]
-HAS_S3 = all(importlib.util.find_spec(name) for name in ('s3fs', 'moto', 'flask'))
-
-
-def needs_s3(test):
-    skip = pytest.mark.skipif(not HAS_S3, reason="needs s3fs and moto: pip install -e '.[s3,long]'")
-    return pytest.mark.long(skip(test))
-
-
 URL = 's3://photos/of/boards'
 
 
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in folder.iterdir() if path.name != journal.FOLDER}
-
-
-@pytest.fixture(scope='module')
-def server():
-    """The address of an S3 server, which the environment names to its clients, with a bucket `photos`."""
-    with socket.socket() as probe:
-        probe.bind(('127.0.0.1', 0))
-        port = probe.getsockname()[1]
-    process = subprocess.Popen([sys.executable, '-m', 'moto.server', '-H', '127.0.0.1', '-p', str(port)],
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in {'AWS_ENDPOINT_URL': f'http://127.0.0.1:{port}', 'AWS_ACCESS_KEY_ID': 'a',
-                            'AWS_SECRET_ACCESS_KEY': 'b', 'AWS_DEFAULT_REGION': 'us-east-1'}.items():
-            patch.setenv(name, value)
-        deadline = time.monotonic() + 60
-        while True:
-            with socket.socket() as probe:
-                if probe.connect_ex(('127.0.0.1', port)) == 0:
-                    break
-            assert process.poll() is None and time.monotonic() < deadline
-            time.sleep(0.05)
-        yield
-    process.kill()
-    process.wait()
-
-
-@pytest.fixture
-def bucket(server):
-    """A client of the server, and an empty bucket `photos`."""
-    import s3fs
-    fs = s3fs.S3FileSystem(use_listings_cache=False)
-    if fs.exists('photos'):
-        fs.rm('photos', recursive=True)
-    fs.mkdir('photos')
-    return fs
 
 
 def upload(fs, folder):
@@ -196,14 +151,21 @@ def test_what_is_a_url(path, expected):
 
 
 @pytest.mark.parametrize(('name', 'given'), [
-    ('ConvertConfig', {'input_dir': 'images', 'output_dir': 'gs://bucket/records'}),
-    ('TrainConfig', {'run_dir': 'run', 'records': 's3://bucket/records'}),
+    ('ConvertConfig', {'input_dir': 'images', 'output_dir': 'records', 'labels_csv': 'gs://bucket/labels.csv'}),
+    ('TrainConfig', {'records': 's3://bucket/records', 'run_dir': 's3://bucket/run'}),
     ('EvaluateConfig', {'run_dir': 'gs://bucket/run'}),
     ('PredictConfig', {'run_dir': 'run', 'images': 'images', 'output': 's3://bucket/predictions.csv'}),
     ('ExportConfig', {'run_dir': 'run', 'export_dir': 'gs://bucket/models'}),
 ])
-def test_what_is_written_or_trained_on_must_be_local(name, given):
-    flag, value = next((flag, value) for flag, value in given.items() if '://' in value)
+def test_what_has_no_copy_must_be_local(name, given):
+    flag, value = [(flag, value) for flag, value in given.items() if '://' in value][-1]
     with pytest.raises(UserError, match=f'--{flag}={value}: must be on a file system of this machine.*gcloud storage'):
         getattr(config_module, name)(**given)
     assert ConvertConfig(input_dir='gs://bucket/images', output_dir='records')
+
+
+@pytest.mark.parametrize('output', ['s3://bucket/images', 's3://bucket/images/records/'])
+def test_records_do_not_go_between_the_images(output):
+    with pytest.raises(UserError, match=f'--output_dir={output}: must be outside of --input_dir=s3://bucket/images/'):
+        ConvertConfig(input_dir='s3://bucket/images/', output_dir=output)
+    assert ConvertConfig(input_dir='s3://bucket/images', output_dir='s3://bucket/images2')

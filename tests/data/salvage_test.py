@@ -57,7 +57,7 @@ def test_a_whole_set_has_no_damage(record_set_path, copy, rows):
     salvage_all_but(copy, [], record_set_path, rows)
     for path in record_set_path.glob('*tfrecord*'):
         assert path.read_bytes() == (copy.parent / 'out' / path.name).read_bytes()
-    for name in (records.INDEX, records.MANIFEST, records.REJECTED, *records.TFDS_FILES):
+    for name in (records.INDEX, records.MANIFEST, records.REJECTED, records.DUPLICATES, *records.TFDS_FILES):
         assert (record_set_path / name).read_bytes() == (copy.parent / 'out' / name).read_bytes()
 
 
@@ -97,10 +97,50 @@ def test_a_cut_shard_costs_what_was_cut_off(copy, record_set_path, rows, place):
     path.write_bytes(path.read_bytes()[:own[4].offset + place])
     lines = list(audit.verify(copy))
     assert lines[0] == f'{path.name}: has {own[4].offset + place} bytes, not {size}'
-    assert [line.partition(': ')[2].partition(':')[0] for line in lines[1:]] == [
-        f'record {row.record_id} ({row.source})' for row in own[4:]]
-    assert lines[1].endswith('is not there' if place == 0 else 'the file ends within it')
+    names = [f'record {row.record_id} ({row.source})' for row in own]
+    torn, missing = ([f'{path.name}: {names[4]}: the file ends within it'], 5) if place else ([], 4)
+    assert len(own) > 6 and lines[1:] == [
+        *torn, f'{path.name}: {len(own) - missing} records, {names[missing]} to {names[-1]}: are not there']
     salvage_all_but(copy, [row.record_id for row in own[4:]], record_set_path, rows)
+
+
+def test_a_single_record_that_was_cut_off_is_named(copy, rows):
+    last = [row for row in rows if row.shard == rows[0].shard][-1]
+    os.truncate(copy / last.shard, last.offset)
+    assert list(audit.verify(copy))[1:] == [f'{last.shard}: record {last.record_id} ({last.source}): is not there']
+
+
+@pytest.mark.parametrize('on_leak', ['report', 'drop_from_train'])
+def test_pairs_of_which_nothing_was_lost_are_taken_over(image_folder, convert_here, tmp_path, on_leak):
+    """A file that was dropped is no loss: it is in rejected.csv."""
+    images, folder = image_folder({'train/a': 6, 'train/b': 6, 'val/a': 3, 'val/b': 3}), tmp_path / 'records'
+    for number in range(3):
+        shutil.copy(images / 'val' / 'a' / f'board00{number}.{"png" if number % 2 else "jpg"}',
+                    images / 'train' / 'a' / f'copy{number}.jpg')
+    convert_here(images, folder, on_leak=on_leak)
+    pairs = records.read_duplicates(folder)
+    row = next(row for row in records.read_index(folder) if row.source == 'val/a/board001.png')
+    assert [(pair.source, pair.other) for pair in pairs][1] == ('train/a/copy1.jpg', row.source) and len(pairs) == 3
+    flip(folder / row.shard, row.offset + 40)
+    salvage.salvage(folder, tmp_path / 'out')
+    assert records.read_duplicates(tmp_path / 'out') == [pairs[0], pairs[2]]
+    assert list(audit.verify(tmp_path / 'out')) == []
+
+
+HEADER = ','.join(records.Duplicate._fields).encode()
+
+
+@pytest.mark.parametrize('content', [
+    None, b'source\n"a"\n', HEADER + b'\n"a","b"\n', HEADER + b'\n' + b'a,' * 9 + b'a\n',
+    HEADER + b'\n"' + b'a,' * 100_000], ids=['none', 'header', 'short', 'long', 'unended'])
+def test_pairs_that_cannot_be_read_are_left_out(copy, content):
+    (copy / records.DUPLICATES).unlink()
+    if content:
+        (copy / records.DUPLICATES).write_bytes(content)
+        assert list(audit.verify(copy)) == ['duplicates.csv: is damaged']
+    done = salvage.salvage(copy, copy.parent / 'out')
+    assert done.notes == (['duplicates.csv could not be read: the new set has none'] if content else [])
+    assert not (copy.parent / 'out' / records.DUPLICATES).exists() and list(audit.verify(copy.parent / 'out')) == []
 
 
 def test_a_missing_shard_costs_its_records(copy, record_set_path, rows):
@@ -236,7 +276,8 @@ def test_what_no_converter_writes_is_damage(tmp_path):
 
 def test_odd_names_are_told_in_one_line_and_listed(tmp_path):
     write(tmp_path / 'records', [tfrecord.Example(b'image', 0, name, 'ab') for name in ODD_NAMES], ['a'], ['a'])
-    (tmp_path / 'records' / records.shard_file('train', 0, 1)).write_bytes(b'')
+    for row in list(records.read_index(tmp_path / 'records')):
+        flip(tmp_path / 'records' / row.shard, row.offset + 20)
     lines = list(audit.verify(tmp_path / 'records'))
     assert len(lines) == 1 + len(ODD_NAMES) and all(line.isprintable() for line in lines)
     with pytest.raises(UserError, match='no record in .* is intact'):

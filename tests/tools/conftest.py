@@ -8,6 +8,7 @@ import pytest
 
 TOOLS = pathlib.Path(__file__).parents[2] / 'tools'
 sys.path.insert(0, str(TOOLS))
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))  # conversions
 
 
 @pytest.fixture

@@ -1,7 +1,11 @@
 """What there is, is counted, measured, checked and shown: the sheets have the pixels that training takes."""
 
+import dataclasses
 import pathlib
+import re
 import shutil
+import subprocess
+import sys
 
 import inspect_records
 from inspect_records import InspectRecordsConfig
@@ -59,6 +63,10 @@ def test_the_sheet_shows_records_and_their_views(record_set_path, tmp_path, caps
     ({'verify': True, 'salvage': 'out'}, '--verify and --salvage: give one of them at a time'),
     ({'contact_sheet': 'a.png', 'augmented_sheet': 'b.png'}, '--contact_sheet and --augmented_sheet: give one'),
     ({'stats': True, 'extract': 0}, '--stats and --extract: give one of them at a time'),
+    ({'salvage': 'gs://bucket/out'}, '--salvage=gs://bucket/out: must be on a file system of this machine; name'),
+    ({'contact_sheet': 's3://b/a.png'}, '--contact_sheet=s3://b/a.png: must be on a file system of this machine'),
+    ({'augmented_sheet': 's3://b/a.png'}, '--augmented_sheet=s3://b/a.png: must be on a file system'),
+    ({'extract': 0, 'output': 's3://b/a.png'}, '--output=s3://b/a.png: must be on a file system of this machine'),
     ({'output': 'a.jpg'}, '--output=a.jpg: is the file of --extract; name a record'),
     ({'extract': -2}, '--extract=-2: must be the number of a record, from 0'),
     ({'extract': 120}, '--extract=120: .* has records 0 to 119'),
@@ -71,6 +79,18 @@ def test_what_cannot_be_drawn_is_refused(record_set_path, tmp_path, monkeypatch,
     with pytest.raises(UserError, match=message):
         inspect_records.main(InspectRecordsConfig(records=str(record_set_path), **settings))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_help_lists_what_the_tool_takes_and_a_training_s_flags_are_taken(record_set_path):
+    tool = [sys.executable, inspect_records.__file__]
+    helped = subprocess.run([*tool, '--help'], capture_output=True, text=True, check=True).stdout
+    flags = set(re.findall(r'^  --(\w+)', helped, re.MULTILINE))
+    views = {field.name for field in dataclasses.fields(augment.Views)} - {'count'}
+    assert {'records', 'verify', 'salvage', 'split', 'image_size', 'cached_views', *views} <= flags
+    assert not flags & {'run_dir', 'learning_rate', 'epochs', 'backbone'}
+    done = subprocess.run([*tool, f'--records={record_set_path}', '--run_dir=run', '--epochs=3'], capture_output=True,
+                          text=True, check=True)
+    assert '120 records' in done.stdout
 
 
 def run(capsys, record_set_path, **settings):

@@ -9,41 +9,18 @@ import subprocess
 import sys
 import time
 
-import numpy as np
-from PIL import Image
+from conversions import add_slow, assert_nothing_is_left, finished, session, set_files, touch, tree_sums, wait_until
 import pytest
 
-from boardrec.data import files, journal
+from boardrec.data import journal
 
 ROOT = pathlib.Path(__file__).parents[2]
 TOOL = ROOT / 'tools' / 'make_records.py'
 
 
-def touch(folder, *names, content=b'not an image'):
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(content)
-
-
-def set_files(folder):
-    """The files of a record set, without the converter's journal."""
-    return [path for path in folder.iterdir() if path.name != journal.FOLDER]
-
-
-def tree_sums(folder):
-    return {path.name: files.sha256_of(path) for path in set_files(folder)}
-
-
 def command(*args, **options):
     return subprocess.Popen([sys.executable, str(TOOL), *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                             text=True, start_new_session=True, **options)
-
-
-def finished(process):
-    """(exit status, standard output, standard error)."""
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
 
 
 @pytest.fixture(scope='module')
@@ -78,46 +55,11 @@ def test_a_mistake_ends_with_status_2_and_one_line(mistakes, args, match):
     assert not (mistakes / 'out').exists()
 
 
-def group(process):
-    """The processes of a command's session that are alive, by their command lines."""
-    found = {}
-    for entry in pathlib.Path('/proc').iterdir():
-        try:
-            if entry.name.isdecimal() and os.getsid(int(entry.name)) == process.pid:
-                line = (entry / 'cmdline').read_bytes().replace(b'\0', b' ').decode()
-                if line:  # a zombie has none
-                    found[int(entry.name)] = line
-        except (OSError, ProcessLookupError):
-            continue
-    return found
-
-
-def wait_until(condition, process, seconds=100):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def assert_nothing_is_left(process, seconds):
-    """A process that was told to end may take a moment."""
-    deadline = time.monotonic() + seconds
-    while (left := group(process)) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert left == {}
-
-
 @pytest.fixture(scope='module')
 def slow_images(tmp_path_factory, image_folder):
     """27 images; three, one in each shard of 9 MiB, take a worker half a second."""
     images = image_folder({'a': 12, 'b': 12}, folder=tmp_path_factory.mktemp('slow') / 'images')
-    noise = np.random.default_rng(0).integers(0, 256, (1500, 1500, 4), dtype=np.uint8)
-    path = images / 'a' / 'slow0.tiff'
-    Image.fromarray(noise).save(path)
-    for i in (1, 2):
-        (images / ('a' if i % 2 else 'b') / f'slow{i}.tiff').symlink_to(path)
-    return images
+    return add_slow(images)
 
 
 proc = pytest.mark.skipif(not os.path.exists('/proc/self/stat'), reason='needs /proc')
@@ -131,7 +73,7 @@ def test_ctrl_c_stops_every_process_and_the_same_command_completes_with_the_byte
     args = [f'--input_dir={slow_images}', f'--output_dir={out}', '--splits=train:1', '--shard_mib=9', '--workers=2']
     process = command(*args)
     wait_until(lambda: list((out / journal.FOLDER).glob('.tmp-boardrec-*')), process)
-    assert len(group(process)) >= 3
+    assert len(session(process)) >= 3
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the whole group
     status, _, err = finished(process)
     assert status == 130
@@ -148,7 +90,7 @@ def test_ctrl_c_stops_every_process_and_the_same_command_completes_with_the_byte
 
 
 def worker_pids(process):
-    return [pid for pid, line in group(process).items() if 'spawn_main' in line]
+    return [pid for pid, (_, line) in session(process).items() if 'spawn_main' in line]
 
 
 @proc
