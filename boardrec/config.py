@@ -255,7 +255,7 @@ class TrainConfig:
         'grpc://HOST:PORT of a tf.data service whose workers read and decode in place of this host; the order of the '
         'records is then not promised', '')
     strategy: str = setting(
-        'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored'))
+        'devices: auto takes every visible GPU', 'auto', ('auto', 'one', 'mirrored', 'multi_worker'))
     gpus: str = setting('GPUs to use, like 0,1; by default all', '')
 
     def __post_init__(self):

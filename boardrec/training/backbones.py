@@ -101,5 +101,6 @@ def _imagenet_file(name: str) -> str:
     cached = files.cache_dir() / f'{name}_notop.weights.h5'
     if cached.is_file():
         return str(cached)
-    progress.say(f'{cached} is not there (tools/fetch_weights.py makes it): asking Keras for the weights.')
+    progress.say(f'{cached} is not there (tools/fetch_weights.py --backbone={name} makes it): asking Keras for the '
+                 'weights.')
     return 'imagenet'
