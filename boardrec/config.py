@@ -7,6 +7,8 @@ epoch) are not settings: they come from the record set's manifest.
 import dataclasses
 import re
 
+from boardrec import architectures
+
 SPLITS = ('train', 'val', 'test')
 _MAX_PIXELS = 100_000_000  # of an image's size; 300 MB
 _LIMIT = 2**32  # Keras's and NumPy's seeds have 32 bits, and no count of ours is larger
@@ -57,6 +59,12 @@ def _height_width(image_size: str) -> tuple[int, int]:
     _check(min(height, width) >= 8, 'image_size', image_size, 'S or HEIGHTxWIDTH, each at least 8 pixels')
     _check(height * width <= _MAX_PIXELS, 'image_size', image_size, f'of at most {_MAX_PIXELS // 10**6} megapixels')
     return height, width
+
+
+def _backbone(text: str) -> str:
+    name, like = architectures.find(text), architectures.like(text) or ['vgg16', 'resnet50', 'efficientnet_v2_b0']
+    _check(name is not None, 'backbone', text, f'a network of keras.applications, such as {", ".join(like)}')
+    return name
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -196,9 +204,11 @@ class TrainConfig:
         'check the sha256 of every shard first; sizes, counts and the index are checked in any case', False)
 
     backbone: str = setting(
-        'pretrained network', 'vgg16', ('vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception'))
+        'pretrained network: any of keras.applications, such as vgg16, vgg19, resnet50, inception_v3, xception or '
+        'efficientnet_v2_b0', 'vgg16')
     weights: str = setting('starting weights of the backbone: imagenet, none, or a Keras weights file', 'imagenet')
-    image_size: str = setting('input size in pixels: S for a square, or HEIGHTxWIDTH', '224')
+    image_size: str = setting(
+        "input size in pixels: S for a square, or HEIGHTxWIDTH; by default the backbone's own, such as 224", '')
     trainable_layers: int = setting(
         'how many of the last layers of the backbone are trained; pooling, activations and the like count too', 4)
     dropout: float = setting('fraction of the features dropped before the last layer in training', 0.4)
@@ -282,6 +292,7 @@ class TrainConfig:
 
     def __post_init__(self):
         _check_choices(self)
+        object.__setattr__(self, 'backbone', _backbone(self.backbone))  # of its spellings, one
         check_local(self, 'run_dir', 'feature_cache_dir', 'init_from', 'class_weight')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
@@ -332,8 +343,8 @@ class TrainConfig:
                f'at most {poses}, or views would be the same: see --flip_horizontal and the flags that follow it')
 
     def height_width(self) -> tuple[int, int]:
-        """`image_size` as (height, width) in pixels."""
-        return _height_width(self.image_size)
+        """`image_size`, or else the backbone's own, as (height, width) in pixels."""
+        return _height_width(self.image_size or str(architectures.default_size(self.backbone)))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

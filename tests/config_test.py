@@ -61,8 +61,9 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (ConvertConfig, 'resize', 'pad', 'given with --image_size'),
     (ConvertConfig, 'encoding', 'raw', 'given with --image_size and --resize=squash or --resize=pad'),
     (ConvertConfig, 'jpeg_quality', 80, 'left out with --encoding=keep'),
-    (TrainConfig, 'backbone', 'vgg61', 'one of vgg16'),
-    (TrainConfig, 'image_size', '', 'S or HEIGHTxWIDTH'),
+    (TrainConfig, 'backbone', 'vgg61', 'a network of keras.applications, such as vgg19, vgg16'),
+    (TrainConfig, 'backbone', 'dino', 'a network of keras.applications, such as vgg16, resnet50, efficient'),
+    (TrainConfig, 'backbone', '', 'a network of keras.applications'),
     (TrainConfig, 'image_size', '224x', 'S or HEIGHTxWIDTH'),
     (TrainConfig, 'image_size', '224,224', 'S or HEIGHTxWIDTH'),
     (TrainConfig, 'image_size', '-224', 'S or HEIGHTxWIDTH'),
@@ -188,6 +189,14 @@ def test_an_op_that_one_view_does_not_take_is_refused(op):
     {'jpeg_quality': 99}, {'erasing': 0.1}])
 def test_any_other_difference_allows_as_many_views_as_one_likes(other):
     make(TrainConfig, cached_views=100, **{**AS_THEY_ARE, **other})
+
+
+@pytest.mark.parametrize(('backbone', 'name', 'size'), [
+    ('vgg16', 'vgg16', 224), ('Xception', 'xception', 299), ('EfficientNetB4', 'efficientnet_b4', 380)])
+def test_a_backbone_has_one_name_and_a_size(backbone, name, size):
+    config = make(TrainConfig, backbone=backbone)
+    assert (config.backbone, config.height_width()) == (name, (size, size))
+    assert make(TrainConfig, backbone=backbone, image_size='96x128').height_width() == (96, 128)
 
 
 @pytest.mark.parametrize(('text', 'height_width'), [('224', (224, 224)), ('96x128', (96, 128)), ('8x8', (8, 8))])

@@ -108,7 +108,7 @@ def train_config(record_set_path, tmp_path_factory):
     return make
 
 
-def _small_network(include_top, weights, input_tensor=None):
+def _small_network(include_top, weights, input_tensor=None, input_shape=None):
     """A network of branches, with BatchNorm whose statistics are no identity, and with automatic names."""
     import keras
     layers = keras.layers
@@ -131,8 +131,9 @@ def _small_network(include_top, weights, input_tensor=None):
     return network
 
 
-# As a Backbone: its constructor, its normalisation and its smallest size.
-SMALL_BACKBONE = types.SimpleNamespace(build=_small_network, preprocess=lambda images: images, minimum_size=8)
+# As a Backbone: its constructor, its normalisation and its sizes.
+SMALL_BACKBONE = types.SimpleNamespace(
+    build=_small_network, preprocess=lambda images: images, default_size=32, minimum_size=8)
 
 
 @pytest.fixture

@@ -31,8 +31,10 @@ def head(path):
     return lines
 
 
-def test_the_three_kinds_of_run_have_a_flag_file():
-    assert {'vgg16.flags', 'keras_script.flags', 'smoke.flags'} <= {path.name for path in FLAG_FILES}
+def test_each_kind_of_run_and_each_backbone_of_the_script_has_a_flag_file():
+    backbones = {'vgg16', 'vgg19', 'resnet50', 'inception_v3', 'xception'}
+    assert {path.stem for path in FLAG_FILES} == {'keras_script', 'smoke', 'multi_gpu', 'multi_worker'} | backbones
+    assert all(parsed(ROOT / 'flags' / f'{name}.flags').backbone == name for name in backbones)
 
 
 @pytest.mark.parametrize('path', FLAG_FILES, ids=lambda path: path.name)

@@ -13,10 +13,11 @@ MODULES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('boardr
 TOOLS = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.glob('tools/*.py'))
 
 # What each part may import of ours: a name allows what lies below it, '' is boardrec/__init__.py (the version) alone.
-BASE = {'config', 'progress'}
+BASE = {'architectures', 'config', 'progress'}
 ALLOWED = {
     '': set(),
-    'config': set(),
+    'architectures': set(),
+    'config': {'architectures'},
     'progress': set(),
     'cli': {'config'},
     'data': BASE | {'data'},
@@ -29,7 +30,8 @@ ALL = BASE | {'', 'cli', 'data', 'training', 'reporting', 'serving'}
 
 HEAVY = ['apache_beam', 'tensorflow', 'keras', 'tensorflow_datasets', 'sklearn', 'matplotlib']
 # Without these: a command refuses a mistake at once, and the converter's parent stays small.
-LIGHT = ['boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files', 'boardrec.data.records',
+LIGHT = ['boardrec.architectures', 'boardrec.cli', 'boardrec.config', 'boardrec.progress', 'boardrec.data.files',
+         'boardrec.data.records',
          'boardrec.data.tfrecord', 'boardrec.data.order', 'boardrec.data.scan', 'boardrec.data.journal',
          'boardrec.data.workers',
          'boardrec.data.shards', 'boardrec.data.commit', 'boardrec.data.earlier', 'boardrec.data.convert',

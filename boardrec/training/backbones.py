@@ -1,12 +1,15 @@
 """The pretrained networks: their constructors, their own normalisation, and where their weights come from."""
 
+import inspect
 import pathlib
+import re
 from typing import Any, NamedTuple
 import warnings
 
 import keras
+import numpy as np
 
-from boardrec import progress
+from boardrec import architectures, progress
 from boardrec.config import UserError
 from boardrec.data import files
 
@@ -15,17 +18,30 @@ class Backbone(NamedTuple):
     """One network of keras.applications."""
 
     build: Any  # its constructor
-    preprocess: Any  # its preprocess_input; VGG16's is BGR minus the ImageNet mean
-    minimum_size: int  # pixels a side
+    preprocess: Any  # its preprocess_input, which changes nothing where the network itself begins with that
+    default_size: int  # pixels a side
+    minimum_size: int
 
 
-BACKBONES = {
-    'vgg16': Backbone(keras.applications.VGG16, keras.applications.vgg16.preprocess_input, 32),
-    'vgg19': Backbone(keras.applications.VGG19, keras.applications.vgg19.preprocess_input, 32),
-    'resnet50': Backbone(keras.applications.ResNet50, keras.applications.resnet50.preprocess_input, 32),
-    'inception_v3': Backbone(keras.applications.InceptionV3, keras.applications.inception_v3.preprocess_input, 75),
-    'xception': Backbone(keras.applications.Xception, keras.applications.xception.preprocess_input, 71),
-}
+def _efficientnet_input(images: keras.KerasTensor) -> keras.KerasTensor:
+    """What EfficientNet (not V2) is to be given for its ImageNet weights to see what they were trained on.
+
+    The network begins with (x / 255 - mean) / sqrt(deviation), and only where it is built with weights='imagenet' does
+    it divide by sqrt(deviation) once more (tensorflow#49930). That is done here, ahead of it.
+    """
+    mean, deviation = 255 * np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    return (images - mean.astype('float32')) / np.sqrt(deviation).astype('float32') + mean.astype('float32')
+
+
+def _backbone(name: str, constructor: str) -> Backbone:
+    build = getattr(keras.applications, constructor)
+    preprocess = inspect.getmodule(build).preprocess_input
+    if re.fullmatch(r'efficientnet_b\d', name):
+        preprocess = _efficientnet_input
+    return Backbone(build, preprocess, architectures.default_size(name), architectures.minimum_size(name))
+
+
+BACKBONES = {name: _backbone(name, constructor) for name, constructor in architectures.constructors().items()}
 
 
 def connect(name: str, images: keras.KerasTensor) -> tuple[keras.KerasTensor, list[keras.Layer]]:
@@ -59,17 +75,21 @@ def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', UserWarning)  # Keras only warns of layers that it leaves as they were
-            network = BACKBONES[name].build(include_top=False, weights=source)
+            size = BACKBONES[name].default_size
+            network = BACKBONES[name].build(include_top=False, weights=source, input_shape=(size, size, 3))
     except Exception as error:  # get_file raises a bare one, zipfile and h5py their own
         if weights == 'imagenet' and source == 'imagenet':
             raise UserError(f'--weights=imagenet: Keras could not download the {name} weights: run '
-                            'tools/fetch_weights.py, or name a file, or start from --weights=none.') from None
+                            f'tools/fetch_weights.py --backbone={name}, or name a file, or start from --weights=none.'
+                            ) from None
         reason = (str(error).splitlines() or [''])[0]
         raise UserError(f'--weights={source}: not weights of {name} without its top ({reason}).') from None
     # By place: InceptionV3's layers have automatic names, which differ in a process's second network.
     pairs = zip(_with_weights(layers), _with_weights(network.layers), strict=True)
     for layer, loaded in pairs:
         layer.set_weights(loaded.get_weights())
+        if isinstance(layer, keras.layers.Normalization):
+            layer.finalize_state()  # it goes on with what its weights were before, else
 
 
 def _with_weights(layers: list[keras.Layer]) -> list[keras.Layer]:
@@ -81,5 +101,6 @@ def _imagenet_file(name: str) -> str:
     cached = files.cache_dir() / f'{name}_notop.weights.h5'
     if cached.is_file():
         return str(cached)
-    progress.say(f'{cached} is not there (tools/fetch_weights.py makes it): asking Keras for the weights.')
+    progress.say(f'{cached} is not there (tools/fetch_weights.py --backbone={name} makes it): asking Keras for the '
+                 'weights.')
     return 'imagenet'

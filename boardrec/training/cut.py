@@ -69,7 +69,7 @@ def _constant(operations: list[Any]) -> list[Any]:
 
 def _is_deterministic(operation: Any) -> bool:
     """Whether it holds nothing trained and no random state, which Keras counts as a variable but not as a weight."""
-    if not isinstance(operation, keras.Layer):
+    if not isinstance(operation, keras.Layer) or (isinstance(operation, keras.layers.Dropout) and not operation.rate):
         return True
     return not operation.trainable_variables and len(operation.variables) == len(operation.weights)
 

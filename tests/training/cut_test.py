@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from boardrec.config import TrainConfig
-from boardrec.training import backbones, cut, model
+from boardrec.training import cut, model
 from boardrec.training.model import Classes, Classifier
 
 TWO = Classes(['negative', 'positive'], 1)
@@ -142,7 +142,7 @@ def test_each_backbone_is_cut_wherever_training_begins(backbone, counts, pooled)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize('backbone', backbones.BACKBONES)
+@pytest.mark.parametrize('backbone', SIZES)
 def test_any_number_of_trained_layers(backbone):
     classifier = build(backbone)
     for count in range(len(classifier.backbone_layers) + 1):
