@@ -18,6 +18,7 @@ import pytest
 
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import beam_runner, files, journal, records, scan, shards
+from boardrec.data.table import Table
 
 ROOT = pathlib.Path(__file__).parents[2]
 HAS_BEAM = importlib.util.find_spec('apache_beam') is not None
@@ -32,7 +33,7 @@ TWO_WORKERS = '--beam_options=--direct_num_workers=2 --direct_running_mode=multi
 
 
 def make_job(images, folder, found, **others):
-    plan, = shards.plan(found, 1 << 40)
+    plan, = shards.plan(Table(scan.Found, found), 1 << 40)
     values = {'storage': records.KEEP, 'max_bytes': 1 << 30, 'limits': (10**8, 65500, float('inf')),
               'on_bad_image': 'reject', **others}
     return shards.Job(str(images), str(folder), plan, ['a', 'b'], **values)
