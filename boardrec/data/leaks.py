@@ -30,7 +30,7 @@ class Photographs(NamedTuple):
     places: np.ndarray  # int64 [N], among all files of the plans
     digests: np.ndarray  # uint64 [N, 2], the first half of each sha256
     hashes: np.ndarray  # uint64 [N]
-    groups: np.ndarray  # int64 [N], split * number of classes + label
+    groups: np.ndarray  # int32 [N], split * number of classes + label
     ends: np.ndarray  # int64 [shards], of the shards among the places
     dropped: list[set[str]]  # of each shard: the files that it was built without
 
@@ -125,7 +125,7 @@ def read(folder: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]
     numbers = {name: number for number, name in enumerate(classes)}
     total, count, end, ends, dropped = sum(len(one.found) for one in plans), 0, 0, [], []
     # Filled in place: parts that are joined in the end take twice the memory.
-    places, hashes, groups = np.empty(total, np.int64), np.empty(total, np.uint64), np.empty(total, np.int64)
+    places, hashes, groups = np.empty(total, np.int64), np.empty(total, np.uint64), np.empty(total, np.int32)
     digests = np.empty((total, 2), np.uint64)
     for one in plans:
         built = journal.load(folder, one.file)
@@ -238,7 +238,7 @@ def _in_order(photographs: Photographs, pairs: np.ndarray, differences: np.ndarr
     ranks = np.zeros(len(named), np.int64)  # by path
     splits = photographs.groups // len(photographs.classes)
     ranks[numbers[sorted(range(len(names)), key=names.__getitem__)]] = np.arange(len(names))
-    turned = np.diff((splits * len(names) + ranks)[pairs], axis=1)[:, 0] < 0
+    turned = np.diff((splits.astype(np.int64) * len(names) + ranks)[pairs], axis=1)[:, 0] < 0
     pairs[turned] = pairs[turned, ::-1]
     by_path = np.lexsort(ranks[pairs.T[::-1]])
     return pairs[by_path], differences[by_path]
