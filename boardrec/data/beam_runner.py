@@ -8,6 +8,7 @@ whole into the journal. So a worker that outlives its conversion finds its folde
 from collections.abc import Callable, Iterator, Sequence
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import pathlib
@@ -21,6 +22,7 @@ import time
 
 from boardrec.config import UserError
 from boardrec.data import files, journal, records, remote, scan, shards, workers
+from boardrec.data.table import Table
 
 _JOB, _ERROR, _LOG = '.job', 'error', 'beam.log'
 _POLL_SECONDS = 0.2
@@ -86,7 +88,7 @@ def read_job(folder: pathlib.Path, name: str) -> shards.Job | None:
     encoding, size, *rest = job.storage
     return job._replace(
         folder=str(folder), limits=tuple(job.limits),
-        plan=shards.ShardPlan(file, split, [scan.Found(*item) for item in found]),
+        plan=shards.ShardPlan(file, split, Table(scan.Found, itertools.starmap(scan.Found, found))),
         storage=records.Storage(encoding, None if size is None else tuple(size), *rest))
 
 
@@ -103,7 +105,7 @@ def write_error(folder: pathlib.Path, error: UserError | OSError) -> None:
 def _write_job(folder: pathlib.Path, job: shards.Job) -> None:
     root = job.root if remote.is_url(job.root) else os.path.abspath(job.root)
     with open(folder / f'{job.plan.file}{_JOB}', 'w', encoding='ascii') as file:  # surrogates become escapes
-        json.dump(job._replace(root=root)._asdict(), file)
+        json.dump(job._replace(root=root, plan=job.plan._replace(found=list(job.plan.found)))._asdict(), file)
 
 
 def _raise_error(folder: pathlib.Path) -> None:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 import dataclasses
+import hashlib
 import os
 import pathlib
 
@@ -19,8 +20,13 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     journal.sweep(folder)
     shards, counts, rejected, dropped = {}, {}, list(rejected), leaked.dropped()
     lost = Counter()  # what was dropped of each class
+    kept, index, records_so_far = [], hashlib.sha256(), 0
     for one in plans:
         built = journal.load(folder, one.file)
+        kept.append(built._replace(sources=[]))  # to read a million files' journals takes five seconds
+        for line in records.index_lines(_rows_of(built, records_so_far)):
+            index.update(line)
+        records_so_far += built.shard.records
         # In the order of the classes that there are now; they may be more than there were.
         of_class = {name: built.shard.class_counts.get(name, 0) for name in classes}
         shards[one.file] = dataclasses.replace(built.shard, class_counts=of_class)
@@ -42,8 +48,9 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     manifest = records.Manifest(
         class_names=classes, encoding=storage.encoding, image_size=size, resize=storage.resize, quality=storage.quality,
         splits=splits, shards=[shards[one.file] for one in plans],
-        index_sha256=records.index_sha256(_rows(folder, plans)))
-    if _is_there(output, folder, manifest, rejected, leaked):
+        index_sha256=index.hexdigest())
+    kept = [built for built in kept if counts[built.split].total()]
+    if _is_there(output, folder, kept, manifest, rejected, leaked):
         return manifest, False
     # From here to the end there is no manifest: a reader finds no set rather than half of two.
     (output / records.MANIFEST).unlink(missing_ok=True)
@@ -53,12 +60,13 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     for path in output.iterdir():
         if path.name not in keep:
             path.unlink()
-    for one in plans:
-        place = journal.place(folder, journal.load(folder, one.file))
+    for one in kept:
+        built, final = journal.load(folder, one.shard.file), output / one.shard.file  # again: it may have been settled
+        place = journal.place(folder, built)
         if place is None:
-            raise UserError(f'{output / one.file} was changed or removed meanwhile: run the same command again.')
+            raise UserError(f'{final} was changed or removed meanwhile: run the same command again.')
         if place.parent == folder:
-            os.replace(place, output / one.file)
+            os.replace(place, final)
     records.write_rejected(output, rejected)
     records.write_duplicates(output, leaked.rows())
     records.write_index(output, _rows(folder, plans))
@@ -67,7 +75,7 @@ def commit(pool: workers.Pool, output: pathlib.Path, folder: pathlib.Path, plans
     return manifest, True
 
 
-def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Manifest,
+def _is_there(output: pathlib.Path, folder: pathlib.Path, shards: list[journal.Built], manifest: records.Manifest,
               rejected: list[scan.Rejection], leaked: leaks.Leaks) -> bool:
     """Whether all of the set is in its place already."""
     try:
@@ -76,7 +84,7 @@ def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Mani
                 and files.sha256_of(output / records.REJECTED) == records.rejected_sha256(rejected)
                 and files.sha256_of(output / records.DUPLICATES) == records.duplicates_sha256(leaked.rows())
                 and all((output / name).is_file() for name in records.TFDS_FILES)
-                and all(journal.settle(folder, shard.file) for shard in manifest.shards))
+                and all(journal.settle(folder, built.shard.file) for built in shards))
     except (UserError, OSError):
         return False
 
@@ -84,6 +92,12 @@ def _is_there(output: pathlib.Path, folder: pathlib.Path, manifest: records.Mani
 def _rows(folder: pathlib.Path, plans: list[ShardPlan]) -> Iterator[records.Row]:
     record_id = 0
     for one in plans:
-        for item in journal.load(folder, one.file).made():
-            yield records.Row(record_id, item.source, item.sha256, one.split, item.label, one.file, item.offset)
-            record_id += 1
+        built = journal.load(folder, one.file)
+        yield from _rows_of(built, record_id)
+        record_id += built.shard.records
+
+
+def _rows_of(built: journal.Built, first: int) -> Iterator[records.Row]:
+    """The rows of a shard whose first record has the id `first`."""
+    for record_id, item in enumerate(built.made(), first):
+        yield records.Row(record_id, item.source, item.sha256, built.split, item.label, built.shard.file, item.offset)

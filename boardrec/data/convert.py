@@ -34,6 +34,7 @@ from boardrec.data import (
     workers,
 )
 from boardrec.data.records import Storage
+from boardrec.data.table import Table
 
 _BYTES_A_PIXEL = {'jpeg': 0.5, 'png': 1.6, 'raw': 3}  # of photographs, about: decides the number of shards
 _WORKER_BYTES = 8 << 30  # of address space: TensorFlow takes 2 GiB, an image of 100 megapixels some hundred MiB
@@ -58,14 +59,16 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
     _check_output(output)
     journal.check_free(output)  # before what may take long
     found, rejected = tfds_source.scan_records(config, pool) if config.tfds else scan.scan(config)
-    classes = sorted({item.label for item in found})
+    classes = sorted(set(found.column('label')))
     scan.check_classes(found, classes, config.given)
     scan.describe(root, found, rejected, classes, unit='records' if config.tfds else 'files')
     with journal.locked(output) as folder:
         lacking = [row for row in rejected if row.is_bad]
-        _check_bad(config, folder, lacking, len(found) + len(lacking))
+        total = len(found) + len(lacking)
+        _check_bad(config, folder, lacking, total)
         before = earlier.plan(config, output, folder, found)
         plans = shards.plan(found, source_bytes_a_shard(config, found), {} if config.reshard else before.shards)
+        del found  # of a million files 60 MB, and the plans hold them too
         storage = storage_of(config)
         if storage.resize == 'pad':
             progress.say('note: predict and the export squash what is padded here: see how much that matters with '
@@ -78,13 +81,13 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
             journal.write_plan(folder, now)
         if known.current and to_build:
             progress.say(f'{len(known.current):,} of {len(plans):,} shards are up to date')
-        bad = _build(config, pool, folder, to_build, classes, len(found) + len(lacking), lacking + known.bad,
+        bad = _build(config, pool, folder, to_build, classes, total, lacking + known.bad,
                      known.dropped if config.on_leak == leaks.DROP else {})
         leaked = leaks.find(config, pool, folder, plans, classes)
         to_rebuild = leaked.to_rebuild()
         if to_rebuild:
             journal.write_plan(folder, now)
-            _build(config, pool, folder, to_rebuild, classes, len(found) + len(lacking), bad, leaked.dropped())
+            _build(config, pool, folder, to_rebuild, classes, total, bad, leaked.dropped())
         manifest, changed = commit.commit(pool, output, folder, plans, rejected, leaked, classes, storage)
         journal.write_plan(folder, now._replace(complete=True, overwriting=False))
         if changed:
@@ -95,7 +98,8 @@ def _convert(config: ConvertConfig, pool: workers.Pool) -> records.Manifest:
         leaks.say(leaked, output)
         if to_build and storage != records.KEEP:
             refused = {source for source, *_ in records.read_rejected(output)}
-            storage_report.say(root, [item for item in found if item.source not in refused], manifest, pool)
+            kept = Table(scan.Found, (item for one in plans for item in one.found if item.source not in refused))
+            storage_report.say(root, kept, manifest, pool)
     return manifest
 
 
@@ -114,13 +118,13 @@ def _describe_rejected(output: pathlib.Path) -> None:
         progress.say(f'{count} became no record, such as {source} ({reason}): {output / records.REJECTED}')
 
 
-def source_bytes_a_shard(config: ConvertConfig, found: list[scan.Found]) -> int:
+def source_bytes_a_shard(config: ConvertConfig, found: Table[scan.Found]) -> int:
     """How many bytes of sources make a shard of about --shard_mib, whatever is made of them."""
     wanted, size = config.shard_mib << 20, config.height_width()
     if size is None:
         return wanted
     stored = len(found) * size[0] * size[1] * _BYTES_A_PIXEL[config.encoding]
-    return max(1, round(wanted * sum(item.bytes for item in found) / stored))
+    return max(1, round(wanted * sum(found.column('bytes')) / stored))
 
 
 def storage_of(config: ConvertConfig) -> Storage:
@@ -165,9 +169,10 @@ def _build(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, plan
     """
     max_bytes, *limits = shards.limits_of(config)
     jobs = [shards.Job(config.root, str(folder), one, classes, storage_of(config), max_bytes, tuple(limits),
-                       config.on_bad_image, {item.source: dropped[item.source] for item in one.found
-                                             if item.source in dropped}) for one in plans]
-    rebuilt = {item.source for one in plans for item in one.found} if bad else set()
+                       config.on_bad_image, {source: dropped[source] for source in one.found.column('source')
+                                             if source in dropped}) for one in plans]
+    known = {row.source for row in bad}
+    rebuilt = {source for one in plans for source in one.found.column('source') if source in known}
     bad = [row for row in bad if row.source not in rebuilt]
     _check_bad(config, folder, bad, total)
     with progress.bar('converting', total=sum(len(one.found) for one in plans), unit='images') as bar, \

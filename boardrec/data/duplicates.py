@@ -1,7 +1,7 @@
 """Which of many images may be the same, by sums of their bytes and by perceptual hashes, in nearly linear time.
 
 In: arrays with a row an image: digests uint64 [N, 2] (the first half of the bytes' sha256), hashes uint64 [N], groups
-int64 [N], which number split and label. Out: pairs whose images lie in two groups. Of images that are alike in masses,
+int32 [N], which number split and label. Out: pairs whose images lie in two groups. Of images that are alike in masses,
 such as black ones, a bounded number is compared.
 """
 

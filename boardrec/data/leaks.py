@@ -30,7 +30,7 @@ class Photographs(NamedTuple):
     places: np.ndarray  # int64 [N], among all files of the plans
     digests: np.ndarray  # uint64 [N, 2], the first half of each sha256
     hashes: np.ndarray  # uint64 [N]
-    groups: np.ndarray  # int64 [N], split * number of classes + label
+    groups: np.ndarray  # int32 [N], split * number of classes + label
     ends: np.ndarray  # int64 [shards], of the shards among the places
     dropped: list[set[str]]  # of each shard: the files that it was built without
 
@@ -80,7 +80,7 @@ class Leaks(NamedTuple):
         """The shards that were built with other files left out."""
         dropped = self.dropped()
         return [one for one, without in zip(self.photographs.plans, self.photographs.dropped, strict=True)
-                if without != {item.source for item in one.found if item.source in dropped}]
+                if without != {source for source in one.found.column('source') if source in dropped}]
 
     def _action(self, split: str, other_split: str) -> str:
         if not self.drops or split != 'train':
@@ -123,21 +123,24 @@ def say(leaks: Leaks, output: pathlib.Path) -> None:
 def read(folder: pathlib.Path, plans: list[shards.ShardPlan], classes: list[str]) -> Photographs:
     """What the journals know of every file that can be decoded."""
     numbers = {name: number for number, name in enumerate(classes)}
-    places, digests, hashes, groups, ends, end, dropped = [], [], [], [], [], 0, []
+    total, count, end, ends, dropped = sum(len(one.found) for one in plans), 0, 0, [], []
+    # Filled in place: parts that are joined in the end take twice the memory.
+    places, hashes, groups = np.empty(total, np.int64), np.empty(total, np.uint64), np.empty(total, np.int32)
+    digests = np.empty((total, 2), np.uint64)
     for one in plans:
         built = journal.load(folder, one.file)
-        sources = built.sources
         dropped.append(set(built.dropped()))
-        known = [(place, item) for place, item in enumerate(sources) if item.perceptual_hash]
-        places.append(np.array([end + place for place, _ in known], np.int64))
-        digests.append(np.frombuffer(bytes.fromhex(''.join(item.sha256[:32] for _, item in known)), '>u8'))
-        hashes.append(np.frombuffer(bytes.fromhex(''.join(item.perceptual_hash for _, item in known)), '>u8'))
-        groups.append(np.array([numbers[item.label] for _, item in known], np.int64)
-                      + SPLITS.index(one.split) * len(classes))
-        end += len(sources)
+        known = [(place, item) for place, item in enumerate(built.sources) if item.perceptual_hash]
+        own = slice(count, count + len(known))
+        places[own] = [end + place for place, _ in known]
+        digests[own].flat = np.frombuffer(bytes.fromhex(''.join(item.sha256[:32] for _, item in known)), '>u8')
+        hashes[own] = np.frombuffer(bytes.fromhex(''.join(item.perceptual_hash for _, item in known)), '>u8')
+        groups[own] = [SPLITS.index(one.split) * len(classes) + numbers[item.label] for _, item in known]
+        count += len(known)
+        end += len(built.sources)
         ends.append(end)
-    return Photographs(plans, classes, np.concatenate(places), np.concatenate(digests).astype(np.uint64).reshape(-1, 2),
-                       np.concatenate(hashes).astype(np.uint64), np.concatenate(groups), np.array(ends), dropped)
+    return Photographs(plans, classes, places[:count], digests[:count], hashes[:count], groups[:count], np.array(ends),
+                       dropped)
 
 
 def _find(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, photographs: Photographs
@@ -161,16 +164,19 @@ def _near(config: ConvertConfig, pool: workers.Pool, folder: pathlib.Path, photo
 
     With their differences, and how many others could not be compared.
     """
-    digests, hashes, groups = (values[firsts] for values in photographs[3:6])
-    key = hashlib.sha256(b''.join(values.tobytes() for values in (digests, hashes, groups))).hexdigest()
+    sum_of_all = hashlib.sha256()
+    for values in photographs[3:6]:
+        sum_of_all.update(values[firsts])
+    key, digests = sum_of_all.hexdigest(), photographs.digests
     earlier = _read_compared(folder)
     if earlier.get('key') == key:
         found = duplicates.Found(earlier['pairs'], int(earlier['cut']))
     else:
         # In a worker, which has room for it: of a million images it takes 230 MiB.
-        found = pool.call(duplicates.near_pairs, hashes, groups, perceptual.MOST_BITS)
-    pairs = found.pairs[np.any(digests[found.pairs[:, 0]] != digests[found.pairs[:, 1]], axis=1)]
-    marks = _marks(digests[pairs[:, 0]], digests[pairs[:, 1]])
+        found = pool.call(duplicates.near_pairs, photographs.hashes[firsts], photographs.groups[firsts],
+                          perceptual.MOST_BITS)
+    pairs = found.pairs[np.any(np.diff(digests[firsts[found.pairs]], axis=1), axis=(1, 2))]
+    marks = _marks(*digests[firsts[pairs.T]])
     differences = _known(earlier, marks)
     unknown = np.flatnonzero(np.isnan(differences))
     if len(unknown):
@@ -225,15 +231,16 @@ def compare(task: tuple[str, tuple, Sequence[tuple[scan.Found, scan.Found]]], sk
 
 def _in_order(photographs: Photographs, pairs: np.ndarray, differences: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Turns each pair so that the copy in the earlier split, or with the smaller path, is the first; sorts by paths."""
-    numbers, positions = np.unique(pairs, return_inverse=True)
+    named = np.zeros(len(photographs.places), bool)
+    named[pairs] = True
+    numbers = np.flatnonzero(named)
     names = [photographs.source(number) for number in numbers]
-    ranks = np.empty(len(names), np.int64)
-    ranks[sorted(range(len(names)), key=names.__getitem__)] = np.arange(len(names))
-    ranks = ranks[positions].reshape(pairs.shape)
-    order = photographs.groups[pairs] // len(photographs.classes) * len(names) + ranks
-    turned = order[:, 0] > order[:, 1]
-    pairs, ranks = (np.where(turned[:, np.newaxis], values[:, ::-1], values) for values in (pairs, ranks))
-    by_path = np.lexsort((ranks[:, 1], ranks[:, 0]))
+    ranks = np.zeros(len(named), np.int64)  # by path
+    splits = photographs.groups // len(photographs.classes)
+    ranks[numbers[sorted(range(len(names)), key=names.__getitem__)]] = np.arange(len(names))
+    turned = np.diff((splits.astype(np.int64) * len(names) + ranks)[pairs], axis=1)[:, 0] < 0
+    pairs[turned] = pairs[turned, ::-1]
+    by_path = np.lexsort(ranks[pairs.T[::-1]])
     return pairs[by_path], differences[by_path]
 
 

@@ -264,12 +264,12 @@ def write_manifest(folder: pathlib.Path, manifest: Manifest) -> None:
 def write_index(folder: pathlib.Path, rows: Iterable[Row]) -> None:
     """Writes RECORDS/index.jsonl."""
     with files.atomic_write(folder / INDEX) as file:
-        file.writelines(map(_index_line, rows))
+        file.writelines(index_lines(rows))
 
 
 def index_sha256(rows: Iterable[Row]) -> str:
     """The sha256 of an index.jsonl of these rows."""
-    return _sha256_of(map(_index_line, rows))
+    return _sha256_of(index_lines(rows))
 
 
 def _sha256_of(lines: Iterable[bytes]) -> str:
@@ -279,8 +279,10 @@ def _sha256_of(lines: Iterable[bytes]) -> str:
     return digest.hexdigest()
 
 
-def _index_line(row: Row) -> bytes:
-    return json.dumps(row._asdict()).encode() + b'\n'  # ASCII: names that are not UTF-8 survive
+def index_lines(rows: Iterable[Row]) -> Iterator[bytes]:
+    """Yields the lines of an index.jsonl of these rows."""
+    for row in rows:
+        yield json.dumps(row._asdict()).encode() + b'\n'  # ASCII: names that are not UTF-8 survive
 
 
 def read_index(folder: pathlib.Path) -> Iterator[Row]:

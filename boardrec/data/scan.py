@@ -5,7 +5,9 @@ rejected with its reason. Where nothing else says a file's split, a hash of its 
 others come and go.
 """
 
+import bisect
 from collections import Counter
+from collections.abc import Iterator, Sequence
 import csv
 import hashlib
 import os
@@ -19,6 +21,7 @@ import unicodedata
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import remote
+from boardrec.data.table import Table
 
 _CLASSES_SHOWN = 10
 _SYSTEM_FILES = {'.DS_Store', 'Thumbs.db', 'ehthumbs.db', 'desktop.ini'}  # what file managers leave
@@ -66,7 +69,7 @@ class Rejection(NamedTuple):
         return self.reason.startswith(('unreadable', 'damaged', 'its Example lacks', _NOT_A_FILE))
 
 
-def scan(config: ConvertConfig) -> tuple[list[Found], list[Rejection]]:
+def scan(config: ConvertConfig) -> tuple[Table[Found], list[Rejection]]:
     """Finds the files below config.input_dir and what split and class each belongs to, sorted by path."""
     root = root_of(config.input_dir)
     regular, rejected = _walk_remote(root) if isinstance(root, str) else walk(root)
@@ -92,9 +95,9 @@ def root_of(input_dir: str) -> pathlib.Path | str:
     return input_dir if remote.is_url(input_dir) else pathlib.Path(input_dir)
 
 
-def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
+def walk(root: pathlib.Path) -> tuple[Table[File], list[Rejection]]:
     """Every regular file below root, sorted by path, through links, each folder once; and all that is not."""
-    regular, rejected, seen = [], [], set()
+    regular, rejected, seen = Table(File), [], set()
 
     def relative(path: str) -> str:
         return os.path.relpath(path, root)
@@ -130,15 +133,15 @@ def walk(root: pathlib.Path) -> tuple[list[File], list[Rejection]]:
                 regular.append(File(source, info.st_size, info.st_ctime_ns))
             else:
                 rejected.append(Rejection(source, 'not a regular file'))
-    return sorted(regular), rejected
+    return regular.sorted_by('source'), rejected
 
 
-def _walk_remote(url: str) -> tuple[list[File], list[Rejection]]:
+def _walk_remote(url: str) -> tuple[Table[File], list[Rejection]]:
     """As `walk`, in an object store, which has objects only."""
     found = remote.listing(url)
     rejected = [Rejection(item.source, 'system file') for item in found if _is_system_file(item.source.split('/')[-1])]
     system = {item.source for item in rejected}
-    return [File(*item) for item in found if item.source not in system], rejected
+    return Table(File, (File(*item) for item in found if item.source not in system)), rejected
 
 
 def _is_system_file(name: str) -> bool:
@@ -150,15 +153,16 @@ def path_hash(salt: str, source: str) -> int:
     return int.from_bytes(hashlib.sha256(salt.encode() + b'\0' + os.fsencode(source)).digest()[:8], 'big')
 
 
-def describe(root: pathlib.Path | str, found: list[Found], rejected: list[Rejection], classes: list[str], *,
+def describe(root: pathlib.Path | str, found: Table[Found], rejected: list[Rejection], classes: list[str], *,
              unit: str = 'files') -> None:
     """Says what was found, and what of it looks like a slip."""
-    of_class, of_split = Counter(item.label for item in found), Counter(item.split for item in found)
+    splits, labels = found.column('split'), found.column('label')
+    of_class, of_split = Counter(labels), Counter(splits)
     shown = [f'{name} {of_class[name]:,}' for name in classes[:_CLASSES_SHOWN]]
     shown += ['...'] * (len(classes) > _CLASSES_SHOWN)
     progress.say(f'{root}: {len(found) + len(rejected):,} {unit}, {len(found):,} of them in {len(classes)} classes '
                  f'({", ".join(shown)}); ' + ', '.join(f'{split} {of_split[split]:,}' for split in SPLITS))
-    there = {(item.split, item.label) for item in found}
+    there = set(zip(splits, labels, strict=True))
     if not of_split['val']:
         progress.say('note: no image in the val split, without which training does not begin: see --splits')
     for split in SPLITS:
@@ -167,7 +171,7 @@ def describe(root: pathlib.Path | str, found: list[Found], rejected: list[Reject
             progress.say(f'note: no image of class {lacking[0]!r} in the {split} split')
 
 
-def check_classes(found: list[Found], classes: list[str], given: str) -> None:
+def check_classes(found: Table[Found], classes: list[str], given: str) -> None:
     """Raises UserError unless there are two classes or more, each with a good name and a training image.
 
     `given` is the flag that named the input, with its value.
@@ -184,9 +188,8 @@ def check_classes(found: list[Found], classes: list[str], given: str) -> None:
                         'add some, or give the training split more with --splits.')
 
 
-def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[File]
-                ) -> tuple[list[Found], list[Rejection]]:
-    """By the folders that they lie in; empties `regular`."""
+def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: Table[File]
+                ) -> tuple[Table[Found], list[Rejection]]:
     folders = _subfolders(root, regular)
     has_splits = 'train' in folders and bool(_subfolders(root, regular, 'train'))
     if has_splits and not set(folders) <= set(SPLITS):
@@ -203,20 +206,18 @@ def _by_folders(config: ConvertConfig, root: pathlib.Path | str, regular: list[F
             if (*place, name) not in filled:
                 raise UserError(f'{pathlib.Path(root, *place, name)}: a class with no images; put some there or remove '
                                 'the folder.')
-    found, rejected, fractions = [], [], config.split_fractions()
-    regular.reverse()
-    while regular:  # given up one by one, as they lie in memory: both lists would take a third more
-        source, size, changed_ns = regular.pop()
+    found, rejected, fractions = Table(Found), [], config.split_fractions()
+    for source, size, changed_ns in regular:
         parts = source.split(os.sep)
         if len(parts) <= depth:
             rejected.append(Rejection(source, 'not in a class folder'))
             continue
         split = parts[0] if has_splits else split_of(source, fractions, config.group_by)
-        found.append(Found(source, split, sys.intern(parts[depth - 1]), size, changed_ns))
+        found.append(Found(source, sys.intern(split), sys.intern(parts[depth - 1]), size, changed_ns))
     return found, rejected
 
 
-def _subfolders(root: pathlib.Path | str, regular: list[File], *place: str) -> list[str]:
+def _subfolders(root: pathlib.Path | str, regular: Table[File], *place: str) -> list[str]:
     """The folders in a folder of the root, by name. In an object store none is empty."""
     if not isinstance(root, str):
         return sorted(entry.name for entry in root.joinpath(*place).iterdir()
@@ -243,39 +244,46 @@ def subject(source: str, group_by: str) -> str:
     return '\0'.join(match.groups('')) if match.re.groups else match[0]
 
 
-def _by_labels_csv(config: ConvertConfig, regular: list[File]) -> tuple[list[Found], list[Rejection]]:
+def _by_labels_csv(config: ConvertConfig, regular: Table[File]) -> tuple[Table[Found], list[Rejection]]:
     path = pathlib.Path(config.labels_csv)
-    rows = _read_labels_csv(path)
-    fractions = config.split_fractions()
-    there, found, rejected, listed = {file.source: file for file in regular}, [], [], set()
+    fractions, first = config.split_fractions(), None
+    there, found, rejected, listed = regular.column('source'), Table(Found), [], set()
     # File systems and spreadsheets differ in how they write accents: composed or with combining characters.
     composed = {unicodedata.normalize('NFC', source): source for source in there}
-    for number, row in rows:
+    for number, row in _read_labels_csv(path):
         source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
-        source = os.path.normpath(source)
-        if source not in there:
+        first, source = source if first is None else first, os.path.normpath(source)
+        at = _position(there, source)
+        if at is None:
             source = composed.get(unicodedata.normalize('NFC', source), source)
+            at = _position(there, source)
         if not label or split not in ('', *SPLITS) or source in listed:
             problem = (f'{source} a second time' if source in listed else f'no label for {source}' if not label
                        else f'split {split!r}, which is not among {", ".join(SPLITS)}')
             raise UserError(f'--labels_csv={path}, line {number}: {problem}.')
         listed.add(source)
-        if source in there:
-            split = split or split_of(source, fractions, config.group_by)
-            found.append(Found(source, split, label, *there[source][1:]))
+        if at is not None:
+            split = sys.intern(split or split_of(source, fractions, config.group_by))
+            found.append(Found(there[at], split, sys.intern(label), *regular[at][1:]))
         else:
             rejected.append(Rejection(source, _NOT_A_FILE))
     if not found:
         raise UserError(f'--labels_csv={path}: none of its paths is a file below --input_dir={config.input_dir}; '
                         f'they must be relative to it, and '
-                        + (f'the first is {rows[0][1]["path"]!r}.' if rows else 'it lists none.'))
+                        + ('it lists none.' if first is None else f'the first is {first!r}.'))
     own = os.path.relpath(path.resolve(), pathlib.Path(config.input_dir).resolve())
     rejected += [Rejection(source, 'not in labels_csv') for source in there if source not in listed and source != own]
-    return sorted(found), rejected
+    return found.sorted_by('source'), rejected
 
 
-def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
-    """The rows with their line numbers."""
+def _position(of: Sequence[str], source: str) -> int | None:
+    """Where a path stands among sorted ones; a dict of a million takes 74 MB."""
+    at = bisect.bisect_left(of, source)
+    return at if at < len(of) and of[at] == source else None
+
+
+def _read_labels_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Yields the rows with their line numbers."""
     if not path.is_file():
         raise UserError(f'--labels_csv={path}: {"is a folder" if path.is_dir() else "there is no such file"}.')
     with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
@@ -284,6 +292,7 @@ def _read_labels_csv(path: pathlib.Path) -> list[tuple[int, dict[str, str]]]:
             if not {'path', 'label'} <= set(reader.fieldnames or ()):
                 raise UserError(f'--labels_csv={path}: its first line must name the columns path,label[,split]; '
                                 f'it reads {",".join(reader.fieldnames or ())!r}.')
-            return [(reader.line_num, row) for row in reader]
+            for row in reader:
+                yield reader.line_num, row
         except csv.Error as error:
             raise UserError(f'--labels_csv={path}, line {reader.line_num + 1}: no CSV ({error}).') from None

@@ -6,11 +6,14 @@ import pathlib
 from typing import NamedTuple
 import warnings
 
+import numpy as np
+
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
 from boardrec.data import journal, perceptual, records, scan, source_file, tfrecord, workers
 from boardrec.data.journal import Built, Source
 from boardrec.data.records import Storage
+from boardrec.data.table import Table
 
 
 class ShardPlan(NamedTuple):
@@ -18,7 +21,7 @@ class ShardPlan(NamedTuple):
 
     file: str
     split: str
-    found: list[scan.Found]
+    found: Table[scan.Found]
 
 
 class Job(NamedTuple):
@@ -40,28 +43,25 @@ def limits_of(config: ConvertConfig) -> tuple[int, int, int, float]:
     return config.max_image_mib << 20, round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio
 
 
-def plan(found: list[scan.Found], shard_bytes: int, counts: dict[str, int] | None = None) -> list[ShardPlan]:
+def plan(found: Table[scan.Found], shard_bytes: int, counts: dict[str, int] | None = None) -> list[ShardPlan]:
     """Puts each file into a shard: a bucket of a hash of its path, its place within by the same hash.
 
     A split has as many shards as `counts` says, or as make them about `shard_bytes` long.
     """
     plans = []
-    for split in SPLITS:
-        own = [item for item in found if item.split == split]
-        if not own:
-            continue
-        count = (counts or {}).get(split) or max(1, round(sum(item.bytes for item in own) / shard_bytes))
-        buckets: list[list[scan.Found]] = [[] for _ in range(count)]
-        for item in own:
-            buckets[_place(item)[0] * count >> 64].append(item)
-        for bucket in buckets:
-            bucket.sort(key=_place)
-        plans += [ShardPlan(records.shard_file(split, i, count), split, bucket) for i, bucket in enumerate(buckets)]
+    places = np.fromiter((scan.path_hash('place', source) for source in found.column('source')), np.uint64, len(found))
+    splits = np.fromiter(map(SPLITS.index, found.column('split')), np.int8, len(found))
+    sizes = np.array(found.column('bytes'))
+    order = np.argsort(places, kind='stable')
+    for number, split in enumerate(SPLITS):
+        own = order[splits[order] == number]
+        if len(own):
+            count = (counts or {}).get(split) or max(1, round(int(sizes[own].sum()) / shard_bytes))
+            starts = [-(-(bucket << 64) // count) for bucket in range(1, count)]
+            buckets = np.split(own, np.searchsorted(places[own], np.array(starts, np.uint64)))
+            plans += [ShardPlan(records.shard_file(split, i, count), split, found.take(bucket.tolist()))
+                      for i, bucket in enumerate(buckets)]
     return plans
-
-
-def _place(item: scan.Found) -> tuple[int, scan.Found]:
-    return scan.path_hash('place', item.source), item
 
 
 def build(job: Job, skipped: dict[int, str], watch: workers.Watch) -> list[scan.Rejection]:

@@ -36,7 +36,7 @@ def say(root: pathlib.Path | str, sources: Sequence[scan.Found], manifest: recor
         pool: workers.Pool) -> None:
     """Says what became of these sources, which are the records of the manifest."""
     storage, stored = manifest.storage, sum(shard.bytes for shard in manifest.shards)
-    sample = random.Random(0).sample(list(sources), min(_SAMPLE, len(sources)))
+    sample = random.Random(0).sample(sources, min(_SAMPLE, len(sources)))
     measured = pool.call(measure, str(root), sample, storage)
     told = f'{stored / 2**20:,.1f} MiB of records from {sum(item.bytes for item in sources) / 2**20:,.1f} MiB of images'
     if measured:

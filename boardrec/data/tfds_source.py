@@ -7,6 +7,7 @@ The JSON files are read here, as data: tfds.builder_from_directory imports whate
 
 from collections.abc import Iterator
 import hashlib
+import itertools
 import json
 import os
 import pathlib
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple
 from boardrec import progress
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import framing, scan, workers
+from boardrec.data.table import Table
 
 _INFO, _FEATURES = 'dataset_info.json', 'features.json'
 _SPLITS = {'train': 'train', 'val': 'val', 'validation': 'val', 'test': 'test'}  # ours, by TFDS's names
@@ -51,7 +53,7 @@ class Image(NamedTuple):
     sha256: str
 
 
-def scan_records(config: ConvertConfig, pool: workers.Pool) -> tuple[list[scan.Found], list[scan.Rejection]]:
+def scan_records(config: ConvertConfig, pool: workers.Pool) -> tuple[Table[scan.Found], list[scan.Rejection]]:
     """Finds the images in the data set config.tfds, reading all of it once, in the pool's processes.
 
     Raises UserError for what is no such data set, and for more damage than the settings allow.
@@ -59,7 +61,7 @@ def scan_records(config: ConvertConfig, pool: workers.Pool) -> tuple[list[scan.F
     root = pathlib.Path(config.tfds)
     data_set = describe(root)
     fractions, total = _fractions(config, data_set), sum(shard.records for shard in data_set.shards)
-    found: list[list[scan.Found]] = [[] for _ in data_set.shards]
+    found = [Table(scan.Found) for _ in data_set.shards]
     unlabelled, damaged = [], []
     payloads = [(str(root / shard.file), shard.records, data_set.image, data_set.label) for shard in data_set.shards]
     with progress.bar('reading', total=total, unit='records') as bar:
@@ -71,7 +73,7 @@ def scan_records(config: ConvertConfig, pool: workers.Pool) -> tuple[list[scan.F
             _check_damage(config, sorted(damaged), total)
     if not any(found):
         raise UserError(f'--tfds={root}: none of its records holds an image and a label; name another data set.')
-    return [item for of_shard in found for item in of_shard], sorted(damaged + unlabelled)
+    return Table(scan.Found, itertools.chain.from_iterable(found)), sorted(damaged + unlabelled)
 
 
 def describe(root: pathlib.Path) -> DataSet:

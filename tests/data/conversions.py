@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from boardrec.config import ConvertConfig
-from boardrec.data import files, journal, records, shards
+from boardrec.data import files, journal, records, scan, shards
+from boardrec.data.table import Table
 
 
 def settings(input_dir, output_dir='unused', **others):
@@ -45,7 +46,7 @@ def outcome(folder):
 
 def make_job(images, folder, found, **others):
     """A job to build these files into one shard."""
-    plan, = shards.plan(found, 1 << 40)
+    plan, = shards.plan(Table(scan.Found, found), 1 << 40)
     values = {'storage': records.KEEP, 'max_bytes': 1 << 30, 'limits': (10**8, 65500, float('inf')),
               'on_bad_image': 'reject', **others}
     return shards.Job(str(images), str(folder), plan, ['a', 'b'], **values)

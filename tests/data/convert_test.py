@@ -11,6 +11,7 @@ import pytest
 from boardrec.config import ConvertConfig, UserError
 from boardrec.data import convert, files, records, scan, shards, storage_report, tfrecord
 from boardrec.data import images as image_lib
+from boardrec.data.table import Table
 
 # What is found
 
@@ -272,6 +273,6 @@ def test_what_became_of_the_images_is_told_where_they_changed(tmp_path, image_fo
     ({'encoding': 'raw', 'image_size': '2000x3000', 'resize': 'squash'}, 536),
 ], ids=str)
 def test_shards_are_as_large_as_asked_for_by_what_they_will_hold(settings, expected):
-    found = [scan.Found(f'a/{i:04d}.jpg', 'train', 'a', 32 * 150 * 1049) for i in range(1000)]
+    found = Table(scan.Found, (scan.Found(f'a/{i:04d}.jpg', 'train', 'a', 32 * 150 * 1049) for i in range(1000)))
     config = ConvertConfig(input_dir='unused', output_dir='unused', **settings)
     assert len(shards.plan(found, convert.source_bytes_a_shard(config, found))) == expected

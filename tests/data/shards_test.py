@@ -8,6 +8,7 @@ import pytest
 
 from boardrec.data import files, journal, records, scan, shards, workers
 from boardrec.data import images as image_lib
+from boardrec.data.table import Table
 
 
 class Silent:
@@ -37,7 +38,7 @@ NAMES = [f'class{i % 2}/img_{i:04d}.jpg' for i in range(2000)]
 
 
 def found_items(count, size=1000):
-    return [scan.Found(name, 'train', name[:6], size) for name in NAMES[:count]]
+    return Table(scan.Found, (scan.Found(name, 'train', name[:6], size) for name in NAMES[:count]))
 
 
 def test_a_plan_holds_each_file_once_in_shards_of_about_the_size_asked_for():
@@ -70,7 +71,7 @@ def test_a_plan_mixes_the_classes_and_does_not_depend_on_the_order_of_the_files(
 
 
 def test_a_split_has_at_least_one_shard_and_splits_stand_in_their_order():
-    found = [scan.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')]
+    found = Table(scan.Found, (scan.Found(f'a/{split}', split, 'a', 10) for split in ('test', 'val', 'train')))
     assert [(shard.file, shard.split) for shard in shards.plan(found, 1 << 30)] == [
         (records.shard_file(split, 0, 1), split) for split in ('train', 'val', 'test')]
 

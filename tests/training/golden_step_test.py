@@ -57,7 +57,7 @@ def one_step(backbone):
     optimizer = optim.make_optimizer(config, 'float32')
     optimizer.build(classifier.model.trainable_variables)
     network = model.for_training(keras.Model(classifier.model.input, classifier.logits))
-    step = steps.make_train_step(network, optimizer, CLASSES, strategy=None, accumulate_steps=1)
+    step = steps.make_train_step(network, optimizer, steps.Objective(CLASSES), strategy=None)
     before = float(step(batch).loss)
     gradients = [np.abs(momentum.numpy() / -RATE) for momentum in optimizer.momentums]  # exact, unlike the changes
     after = float(step(batch).loss)
