@@ -82,7 +82,7 @@ def step_rate(config: ProfileInputConfig, record_set: records.RecordSet) -> floa
         optimizer = optim.make_optimizer(config, config.precision)
         optimizer.build(classifier.model.trainable_variables)
     step = steps.make_train_step(
-        model.for_training(keras.Model(classifier.model.input, classifier.logits)), optimizer, classes,
+        model.for_training(keras.Model(classifier.model.input, classifier.logits)), optimizer, steps.Objective(classes),
         strategy=strategy, accumulate_steps=config.accumulate_steps)
     size = config.batch_size
     batch = Batch(tf.zeros([size, *config.height_width(), 3], tf.uint8), tf.zeros([size], tf.int32), tf.ones([size]),

@@ -53,8 +53,8 @@ def _for_features(config: TrainConfig) -> str:
 
 def _for_input(config: TrainConfig, storage: Storage) -> dict[str, str]:
     """By stage."""
-    size = config.height_width()
-    made = f'records made with --image_size={config.image_size} --resize=squash'
+    size = height, width = config.height_width()
+    made = f'records made with --image_size={height if height == width else f"{height}x{width}"} --resize=squash'
     faster = 'more cores, or --data_service'
     return {
         'read': 'a faster disk for --records' + (

@@ -81,7 +81,7 @@ def train_losses(config, classifier, network, batches, precision='float32', then
     before = [variable.numpy() for variable in classifier.model.variables]
     optimizer = optim.make_optimizer(config, precision)
     optimizer.build(classifier.model.trainable_variables)
-    step = steps.make_train_step(model.for_training(network), optimizer, CLASSES, strategy=None, accumulate_steps=1)
+    step = steps.make_train_step(model.for_training(network), optimizer, steps.Objective(CLASSES), strategy=None)
     sums = [step(batch) for batch in batches]
     then(network)
     for variable, value in zip(classifier.model.variables, before, strict=True):

@@ -65,7 +65,7 @@ def bytes_needed(plan):
 
 
 def batches(source, epochs=2):
-    return [tf.nest.map_structure(np.array, batch) for epoch in range(epochs) for batch in source.train(epoch)] + [
+    return [tf.nest.map_structure(np.array, batch) for epoch in range(epochs) for batch in source.train(epoch, 0)] + [
         tf.nest.map_structure(np.array, batch) for batch in source.val]
 
 

@@ -173,7 +173,7 @@ def test_a_step_trains_scale_and_offset_and_no_statistics():
     before = {variable.path: variable.numpy() for variable in network.variables}
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build(network.trainable_variables)
-    step = steps.make_train_step(for_training, optimizer, BINARY, strategy=None, accumulate_steps=1)
+    step = steps.make_train_step(for_training, optimizer, steps.Objective(BINARY), strategy=None)
     inputs = np.random.default_rng(0).normal(3, 2, (8, 6)).astype(np.float32)
     step(Batch(tf.constant(inputs), tf.constant([0, 1] * 4), tf.ones([8]), tf.range(8, dtype=tf.int64)))
     changed = {variable.path for variable in network.variables
