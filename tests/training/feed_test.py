@@ -303,7 +303,7 @@ def test_disk_and_memory_give_the_same_batches(settings, record_set, capsys, vie
     of_disk, of_memory = opened(on, record_set), opened(memory, record_set)
     assert_equal(batches(of_disk, 3), batches(of_memory, 3))
     assert not pathlib.Path(memory.feature_cache_dir).exists()
-    assert of_disk[3:] == of_memory[3:] == (94, 6)
+    assert of_disk[3:] == of_memory[3:] == (94, 6, 1)
     again = opened(dataclasses.replace(on, feature_cache='memory'), record_set)  # read from the disk
     assert_equal(batches(of_disk, 3), batches(again, 3))
 
