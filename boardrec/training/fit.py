@@ -129,7 +129,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
         optimizer=optimizer, average=average, variables=variables, calls=tuple(calls),
         eval_step=steps.make_eval_step(source.network, classes, strategy=strategy), stop=stop,
         saver=checkpoint.Saver(run.checkpoints, classifier.model, variables) if leads else None,
-        board=Board(run.tensorboard, config) if leads else None)
+        board=Board(run.tensorboard, config, record_set) if leads else None)
 
 
 def _decide(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: records.RecordSet, classifier: Classifier,
