@@ -21,6 +21,7 @@ from boardrec.training import (
     checkpoint,
     class_weights,
     distribute,
+    dry_run,
     feed,
     init_from,
     loop,
@@ -53,6 +54,8 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
     config = _resolve(config, classes, strategy)
+    if config.dry_run:
+        return dry_run.show(config, record_set, classes, strategy)
     run, leads = RunDir(pathlib.Path(config.run_dir)), distribute.host_of_hosts(strategy)[0] == 0
     with (stopping.listen() as stop, distribute.naming_lost_workers(strategy),
           run_dir.locked(run) if leads else contextlib.nullcontext()):

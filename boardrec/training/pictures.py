@@ -52,7 +52,8 @@ def of_errors(config: TrainConfig, record_set: RecordSet, errors: list[Wrong]) -
     names = record_set.manifest.class_names
     captions = [[*_lines(record_set, wrong.record_id, f': {wrong.probability:.3f}'),
                  f'taken for {sheets.printable(names[wrong.decision])}'] for wrong in errors]
-    return _sheet(config, record_set, [wrong.record_id for wrong in errors], captions, AS_IT_IS, np.zeros(len(errors), np.int64))
+    ids = [wrong.record_id for wrong in errors]
+    return _sheet(config, record_set, ids, captions, AS_IT_IS, np.zeros(len(ids), np.int64))
 
 
 def _lines(record_set: RecordSet, record_id: int, more: str = '') -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from boardrec import cli
-from boardrec.data import order, records
+from boardrec.data import records
 from boardrec.data.input_pipeline import train_dataset
 from boardrec.training import board, feed, fit, loop, pictures, run_dir, steps
 from boardrec.training.board import Board
@@ -71,7 +71,8 @@ def test_curves_by_step_and_by_epoch_are_those_of_the_history(small_config, reco
         assert [step for step, _ in drawn[name]] == [1, 2]
         np.testing.assert_allclose([value for _, value in drawn[name]], [row[name] for row in history], rtol=1e-6)
     assert [step for step, _ in drawn['step/loss']] == list(range(1, 13))
-    losses, total = np.array([value for _, value in drawn['step/loss']]).reshape(2, 6), len(record_set.split_range('train'))
+    losses = np.array([value for _, value in drawn['step/loss']]).reshape(2, 6)
+    total = len(record_set.split_range('train'))
     means = (losses[:, :5].sum(1) * 16 + losses[:, 5] * (total - 80)) / total
     np.testing.assert_allclose(means, [row['loss'] for row in history], rtol=1e-5)
     rates = [value for _, value in drawn['step/learning_rate']]
