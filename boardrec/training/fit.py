@@ -99,7 +99,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     """Builds what is trained and opens what it is trained on; from here on the folder is a run."""
     with distribute.scope(strategy):
         classifier = model.build(config, classes, config.precision)
-        init_from.load_weights(config, classes, classifier)
+        init_from.load_weights(config, classes, classifier, goes_on=goes_on)
         optimizer = optim.make_optimizer(config, config.precision)
         optimizer.build(classifier.model.trainable_variables)
         average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
