@@ -30,6 +30,7 @@ class Board:
         self._window = [int(number) for number in config.profile_steps.split(',') if number]
         self._drawn = _last_steps(folder)
         self._logged: RunState | None = None  # the state at the last point
+        self._timed = False  # before the first point the step is compiled
         self._errors: list[pictures.Wrong] = []
 
     def begin(self, state: RunState) -> None:
@@ -53,7 +54,8 @@ class Board:
         self._logged = state
         if number(state) > self._drawn.get(_BY_STEP, -1):
             before = then.sums if then and then.epoch == state.epoch else EpochSums()  # an epoch's sums begin at 0
-            self._write_scalars(number(state), {_BY_STEP: rate, **_means(before, state.sums, timed=then is not None)})
+            self._write_scalars(number(state), {_BY_STEP: rate, **_means(before, state.sums, timed=self._timed)})
+            self._timed = True
 
     def validated(self, rows: Rows) -> None:
         """Told what validation says of the records of this host, as NumPy arrays."""
@@ -138,7 +140,7 @@ def _means(before: EpochSums, now: EpochSums, *, timed: bool) -> dict[str, float
     count, seconds = now.records - before.records, now.seconds - before.seconds
     if not count:
         return {}
-    rate = {'step/images_per_second': count / seconds} if timed and seconds > 0 else {}  # not of the compiling step
+    rate = {'step/images_per_second': count / seconds} if timed and seconds > 0 else {}
     return {'step/loss': (now.loss - before.loss) / count, 'step/accuracy': (now.right - before.right) / count, **rate}
 
 

@@ -78,9 +78,9 @@ def train_epoch(session: Session, state: RunState) -> RunState:
     if session.board:
         session.board.begin(state)
     batches = iter(source.train(state.epoch, state.step))
-    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images') as bar:
+    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images',
+                      initial=state.step * config.batch_size) as bar:
         _show(bar, session, state)
-        bar.start_t, bar.initial = time.time(), bar.n
         while state.step < total:
             since_start = state.epoch * total + state.step
             until = min(total, state.step + every - since_start % every)
@@ -101,12 +101,14 @@ def leave(session: Session, state: RunState) -> None:
 def validate(session: Session) -> dict[str, float] | None:
     """Measures the validation records; None if a signal came."""
     start, batches, sums, rows = time.perf_counter(), iter(session.source.val), [], []
-    for _ in range(session.source.val_steps):
-        if session.stop.requested and not session.is_shared:
-            return None
-        its_sums, its_rows = session.eval_step(next(batches))
-        sums.append(its_sums)
-        rows.append(its_rows)
+    with progress.bar('validation', total=session.source.val_steps, unit='batches') as bar:
+        for _ in range(session.source.val_steps):
+            if session.stop.requested and not session.is_shared:
+                return None
+            its_sums, its_rows = session.eval_step(next(batches))
+            sums.append(its_sums)
+            rows.append(its_rows)
+            bar.update()
     if session.board:
         session.board.validated(steps.Rows(*(np.concatenate(column) for column in zip(*rows, strict=True))))
     loss, right, count = (float(tf.add_n(column)) for column in list(zip(*sums, strict=True))[:3])
