@@ -37,7 +37,7 @@ def below(folder):
     ({'feature_cache': 'on', 'cached_views': 2}, r'features, once +0 s  199 images, [\d.,]+ images/s'),
     ({'feature_cache': 'memory', 'accumulate_steps': 2, 'head_epochs': 1, 'ema_decay': 0.9},
      r'cached features +[\d.]+ MiB  memory of the host'),
-    ({'feature_cache': 'off', 'clip_norm': 1.0, 'class_weight': 'balanced', 'strategy': 'mirrored'},
+    ({'feature_cache': 'off', 'clip_norm': 1.0, 'class_weight': 'balanced', 'xla': 'on'},
      r'input pipeline +1,024.0 MiB  at most, of the host')])
 def test_it_says_what_would_be_and_writes_nothing(small_config, record_set_path, tmp_path, monkeypatch, capsys,
                                                   settings, expected):
