@@ -53,7 +53,7 @@ class Board:
             return
         self._logged = state
         if number(state) > self._drawn.get(_BY_STEP, -1):
-            before = then.sums if then and then.epoch == state.epoch else EpochSums()  # an epoch's sums begin at 0
+            before = then.sums if then else EpochSums()  # of the same epoch, which `begin` was told of
             self._write_scalars(number(state), {_BY_STEP: rate, **_means(before, state.sums, timed=self._timed)})
             self._timed = True
 
@@ -70,12 +70,6 @@ class Board:
         if self._errors and state.watch.best_epoch == state.epoch:
             self._write_image(_WORST_ERRORS, state.epoch,
                               lambda: pictures.of_errors(self._config, self._record_set, self._errors))
-        self.flush()
-
-    def flush(self) -> None:
-        """Puts on the disk what was told so far."""
-        if self._writer:
-            self._tried(self._writer.flush)
 
     @contextlib.contextmanager
     def profiled(self, first: int, last: int) -> Iterator[None]:
@@ -100,7 +94,7 @@ class Board:
 
     def _write_scalars(self, step: int, scalars: dict[str, float]) -> None:
         def write() -> None:
-            with self._open().as_default(step=step):
+            with self._open().as_default(step=step):  # which flushes when it ends
                 for name, value in scalars.items():
                     tf.summary.scalar(name, value)
 

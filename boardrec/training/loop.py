@@ -55,9 +55,7 @@ class Session(NamedTuple):
     board: Board | None
 
     def save(self, state: RunState) -> RunState:
-        """Saves the state, if this host does, and before it the curves up to there."""
-        if self.board:
-            self.board.flush()
+        """Saves the state, if this host does."""
         return self.saver.save(state) if self.saver else state
 
     @property

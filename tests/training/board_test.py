@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+import shutil
 
 import numpy as np
 from PIL import Image
@@ -60,10 +61,6 @@ def at_step(monkeypatch, number, action):
     monkeypatch.setattr(Board, 'step', watched)
 
 
-def killed():
-    raise KeyboardInterrupt
-
-
 def test_curves_by_step_and_by_epoch_are_those_of_the_history(small_config, record_set):
     run = train(small_config(schedule='cosine', log_every_steps=1))
     drawn, history = points(run.tensorboard), run_dir.read_history(run)
@@ -103,20 +100,27 @@ def test_a_point_is_the_mean_since_the_last_one_of_its_epoch(tmp_path, train_con
     assert drawn['step/images_per_second'] == [(16, 5), (18, 5)], 'before that the step is compiled'
 
 
-@pytest.mark.parametrize('moment', [5, 11])
+@pytest.mark.parametrize('moment', [4, 11])
 def test_a_run_that_goes_on_neither_repeats_nor_loses_points(small_config, monkeypatch, moment):
     config = small_config(checkpoint_every_steps=3, log_every_steps=1)
     whole = points(train(config).tensorboard)
     again = dataclasses.replace(config, run_dir=f'{config.run_dir}-again')
+    folder = RunDir(pathlib.Path(again.run_dir)).tensorboard
+
+    def killed():
+        shutil.copytree(folder, f'{folder}-then')  # what has not reached the disk by now is lost
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         at_step(patch, moment, killed)
-        patch.setattr(Board, '__exit__', lambda self, *_: None)  # nothing is closed by a kill
         train(again)
+    shutil.rmtree(folder)
+    shutil.move(f'{folder}-then', folder)
     with monkeypatch.context() as patch, pytest.raises(cli.Interrupted):  # and by a signal in validation
         patch.setattr(loop, 'validate', lambda session: None)
         train(again)
     drawn = points(train(again).tensorboard)
-    for tag in ('step/loss', 'step/learning_rate', 'loss', 'val_loss', 'images/first_batch'):
+    for tag in ('step/loss', 'step/accuracy', 'step/learning_rate', 'loss', 'val_loss', 'images/first_batch'):
         assert [step for step, _ in drawn[tag]] == [step for step, _ in whole[tag]], tag
     np.testing.assert_array_equal([value for _, value in drawn['step/loss']][1:],
                                   [value for _, value in whole['step/loss']][1:])
@@ -206,7 +210,7 @@ def test_errors_are_ordered_by_loss_and_padding_is_none(record_set):
     labels = record_set.labels
     ids = np.array([5, 3, -1, 100, 7])
     rows = steps.Rows(ids, np.array([1.0, 2.0, 9.0, np.nan, 3.0], np.float32),
-                      np.array([1 - labels[5], labels[3], 1, 1 - labels[100], 1 - labels[7]]))
+                      np.array([1 - labels[5], labels[3], 1 - labels[-1], 1 - labels[100], 1 - labels[7]]))
     found = pictures.worst_errors(rows, record_set)
     assert [wrong.record_id for wrong in found] == [100, 7, 5]
     assert found[1].probability == pytest.approx(np.exp(-3)) and found[1].decision == 1 - labels[7]

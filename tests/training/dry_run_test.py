@@ -118,9 +118,9 @@ def test_activations_are_what_gradients_need():
 
 def test_times_are_those_of_all_steps(train_config, record_set):
     config = train_config(epochs=50, batch_size=10)
-    lines = dry_run.time_table(config, record_set, Timing(3.0, 0.5, 0.1, 0.0), Decision('off'))
+    lines = dry_run.time_table(config, record_set, Timing(3.0, 0.5, 2.5, 0.0), Decision('off'))
     assert [line.split()[:3] for line in lines[:4]] == [
-        ['first', 'step', '3.00'], ['step', '0.500', 's'], ['epoch', '5', 's'], ['run', '4', 'min']]
+        ['first', 'step', '3.00'], ['step', '0.500', 's'], ['epoch', '10', 's'], ['run', '8', 'min']]
     assert '20.0 images/s' in lines[1] and '10 steps, and 2 of validation' in lines[2]
 
 
