@@ -13,12 +13,13 @@ def say(text: str) -> None:
     sys.stdout.flush()
 
 
-def bar(description: str, *, total: int, unit: str) -> tqdm.tqdm:
-    """A progress bar on standard error, used as a context manager; call `.update(n)` on it.
+def bar(description: str, *, total: int, unit: str, initial: int = 0) -> tqdm.tqdm:
+    """A progress bar on standard error, used as a context manager; call `.update(n)` on it. What was done before
+    it is `initial`, and counts for no rate.
 
     A terminal sees it redrawn and then removed; a log file gets a line about every ten seconds.
     """
-    common = {'desc': description, 'total': total, 'unit': f' {unit}', 'leave': False}
+    common = {'desc': description, 'total': total, 'unit': f' {unit}', 'initial': initial, 'leave': False}
     if sys.stderr.isatty():
         return tqdm.tqdm(**common, dynamic_ncols=True, mininterval=0.2)
     return tqdm.tqdm(**common, file=_Lines(), ncols=100, ascii=True, mininterval=10, delay=10)

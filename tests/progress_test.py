@@ -51,6 +51,13 @@ def test_say_reaches_a_pipe_at_once():
     assert (done.stdout, done.stderr) == ('3 records\n', '')
 
 
+def test_what_was_done_before_counts_for_no_rate(capsys, clock):
+    with progress.bar('epoch 1', total=1000, unit='images', initial=900) as bar:
+        clock.now += 20
+        bar.update(20)
+    assert '| 920/1000 [00:20<01:20,  1.00 images/s]' in capsys.readouterr().err
+
+
 def test_a_log_file_gets_whole_lines_about_every_ten_seconds(capsys, clock):
     with progress.bar('converting', total=100, unit='images') as bar:
         for _ in range(100):

@@ -6,7 +6,7 @@ views that it takes.
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 import dataclasses
 import io
 import pathlib
@@ -19,14 +19,12 @@ import numpy as np
 
 from boardrec import cli, progress
 from boardrec.config import check_local, setting, SPLITS, TrainConfig, UserError
-from boardrec.data import audit, files, mirror, records, salvage, tfrecord
+from boardrec.data import audit, files, mirror, records, salvage, sheets, tfrecord
 from boardrec.data.records import RecordSet
 
 _ROWS = 8  # records on a sheet of views, or rows of a contact sheet
 _VIEWS = 8  # at most, of each
 _COLUMNS = 6  # of a contact sheet
-_GAP = 4  # pixels between images
-_CAPTION = 14  # pixels of a line of text
 _SAMPLE = 1000  # records of a class in a split whose images are looked into
 _ACTIONS = ('verify', 'salvage', 'stats', 'contact_sheet', 'extract', 'augmented_sheet')
 # What else of a training's flags counts here: the sheets' size, and the views.
@@ -178,7 +176,7 @@ def extract(record_set: RecordSet, record_id: int, output: str) -> None:
         raise UserError(f'--output={path}: record {record_id} is a {kind[1:].upper()}: name a {kind} file.')
     with files.atomic_write(path) as file:
         file.write(data)
-    progress.say(f'{path}: record {record_id}, {_label(record_set, record_id)}, {_printable(source)}')
+    progress.say(f'{path}: record {record_id}, {_label(record_set, record_id)}, {sheets.printable(source)}')
 
 
 class Looks(NamedTuple):
@@ -201,7 +199,7 @@ def stats(record_set: RecordSet, seed: int) -> list[str]:
         for number, name in enumerate(record_set.manifest.class_names):
             own = ids[record_set.labels[ids] == number].tolist()
             looks = _looks(record_set, sorted(random.Random(seed).sample(own, min(_SAMPLE, len(own)))))
-            table.append((split, _printable(name), f'{len(own):,}', _spread(sizes[own].tolist()),
+            table.append((split, sheets.printable(name), f'{len(own):,}', _spread(sizes[own].tolist()),
                           f'{len(looks.heights):,}', *(f'{looks.formats[kind]:,}' for kind in ('JPEG', 'PNG', 'raw')),
                           _spread(looks.heights), _spread(looks.widths)))
     return [*_aligned(table), 'bytes, heights and widths (in pixels): least, median, greatest']
@@ -280,7 +278,7 @@ def draw(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
                  for view in range(min(config.cached_views or _VIEWS, _VIEWS))]
         rows.append([images.decode_stored(encoded, storage, *size).numpy(), *shown])
         captions.append([[f'{number}  {record_set.sources[number].encode(errors="replace").decode()}']])
-    return _sheet(rows, captions)
+    return sheets.draw(rows, captions)
 
 
 def draw_contacts(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
@@ -291,8 +289,8 @@ def draw_contacts(config: InspectRecordsConfig, record_set: RecordSet) -> Any:
     size, storage, cells, captions = config.height_width(), record_set.manifest.storage, [], []
     for number, stored in tfrecord.read_images(record_set, _spread_ids(record_set, config.split, _ROWS * _COLUMNS)):
         cells.append(images.decode_stored(tf.constant(stored), storage, *size).numpy())
-        captions.append([f'{number}  {_label(record_set, number)}', _printable(record_set.sources[number])])
-    return _sheet(_in_rows(cells), _in_rows(captions), shorten=True)
+        captions.append([f'{number}  {_label(record_set, number)}', sheets.printable(record_set.sources[number])])
+    return sheets.draw(sheets.in_rows(cells, _COLUMNS), sheets.in_rows(captions, _COLUMNS), shorten=True)
 
 
 def _spread_ids(record_set: RecordSet, split: str, count: int) -> list[int]:
@@ -300,47 +298,8 @@ def _spread_ids(record_set: RecordSet, split: str, count: int) -> list[int]:
     return sorted({ids[len(ids) * place // count] for place in range(count)})
 
 
-def _in_rows(cells: list) -> list[list]:
-    return [cells[start:start + _COLUMNS] for start in range(0, len(cells), _COLUMNS)]
-
-
-def _sheet(rows: list[list[np.ndarray]], captions: list[list[list[str]]], *, shorten: bool = False) -> Any:
-    """A PIL.Image of rows of images, uint8 [height, width, 3], all of one size.
-
-    Each is below its caption, of as many lines as the first has; one that is too long runs on, or is shortened.
-    """
-    from PIL import Image, ImageDraw
-    height, width = rows[0][0].shape[:2]
-    text, columns = len(captions[0][0]) * _CAPTION, max(map(len, rows))
-    sheet = Image.new('RGB', (columns * (width + _GAP) + _GAP, len(rows) * (height + text + _GAP)), 'white')
-    pen = ImageDraw.Draw(sheet)
-    for row, (cells, lines_of_cells) in enumerate(zip(rows, captions, strict=True)):
-        top = row * (height + text + _GAP)
-        for place, lines in enumerate(lines_of_cells):
-            for number, line in enumerate(lines):
-                line = _shortened(pen, line, width) if shorten else line
-                pen.text((_GAP + place * (width + _GAP), top + number * _CAPTION + 1), line, fill='black')
-        for place, pixels in enumerate(cells):
-            sheet.paste(Image.fromarray(pixels), (_GAP + place * (width + _GAP), top + text))
-    return sheet
-
-
-def _shortened(pen: Any, line: str, width: int) -> str:
-    """A line that fits, without its beginning if need be: the end of a path tells more."""
-    return next(short for short in _shorter(line) if pen.textlength(short) <= width or len(short) <= 2)
-
-
-def _shorter(line: str) -> Iterable[str]:
-    yield line
-    yield from (f'..{line[start:]}' for start in range(2, len(line) + 1))
-
-
 def _label(record_set: RecordSet, record_id: int) -> str:
     return record_set.manifest.class_names[record_set.labels[record_id]]
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
 
 
 if __name__ == '__main__':

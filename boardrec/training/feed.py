@@ -83,7 +83,7 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
         saved = _seconds_saved(config, trunk, needed=needed, total=total)
         if saved <= 0:
             return _without(asked, f'computing the {what} would take longer than they save in {config.epochs} epoch(s)')
-        what += f', to save about {_duration(saved)} in {config.epochs} epochs'
+        what += f', to save about {duration(saved)} in {config.epochs} epochs'
     reasons = {'on': _reason_against_disk(folder, parts, needed), 'memory': _reason_against_memory(total)}
     wanted = ['on', 'memory'] if asked == 'auto' else [asked]
     possible = [name for name in wanted if not reasons[name]]
@@ -226,7 +226,7 @@ def _compute_and_open(decision: Decision) -> list[Opened]:
     return opened
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """A time as a person says it."""
     for unit, length in (('h', 3600), ('min', 60)):
         if seconds >= 2 * length:

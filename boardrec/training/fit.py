@@ -21,6 +21,7 @@ from boardrec.training import (
     checkpoint,
     class_weights,
     distribute,
+    dry_run,
     feed,
     init_from,
     loop,
@@ -54,6 +55,8 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
     config = _resolve(config, record_set, classes, strategy)
+    if config.dry_run:
+        return dry_run.show(config, record_set, classes, strategy)
     run, leads = RunDir(pathlib.Path(config.run_dir)), distribute.host_of_hosts(strategy)[0] == 0
     with (stopping.listen() as stop, distribute.naming_lost_workers(strategy),
           run_dir.locked(run) if leads else contextlib.nullcontext()):
@@ -97,7 +100,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     """Builds what is trained and opens what it is trained on; from here on the folder is a run."""
     with distribute.scope(strategy):
         classifier = model.build(config, classes, config.precision)
-        init_from.load_weights(config, classes, classifier)
+        init_from.load_weights(config, classes, classifier, goes_on=goes_on)
         optimizer = optim.make_optimizer(config, config.precision)
         optimizer.build(classifier.model.trainable_variables)
         average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
@@ -130,7 +133,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
         optimizer=optimizer, average=average, variables=variables, calls=tuple(calls),
         eval_step=steps.make_eval_step(source.network, classes, strategy=strategy), stop=stop,
         saver=checkpoint.Saver(run.checkpoints, classifier.model, variables) if leads else None,
-        board=Board(run.tensorboard, config) if leads else None)
+        board=Board(run.tensorboard, config, record_set) if leads else None)
 
 
 def _decide(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: records.RecordSet, classifier: Classifier,

@@ -49,7 +49,7 @@ class Session(NamedTuple):
     average: optim.Average | None
     variables: list[keras.Variable]  # that training changes
     calls: tuple[Callable[..., steps.Call], ...]  # of the last layer alone, and of all that is trained
-    eval_step: steps.Step
+    eval_step: steps.EvalStep
     stop: Stop
     saver: Saver | None  # of host 0, which writes
     board: Board | None
@@ -73,10 +73,12 @@ def train_epoch(session: Session, state: RunState) -> RunState:
     total = source.steps_per_epoch
     if state.step == total:
         return state
+    if session.board:
+        session.board.begin(state)
     batches = iter(source.train(state.epoch, state.step))
-    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images') as bar:
+    with progress.bar(f'epoch {state.epoch + 1}/{config.epochs}', total=source.train_records, unit='images',
+                      initial=state.step * config.batch_size) as bar:
         _show(bar, session, state)
-        bar.start_t, bar.initial = time.time(), bar.n
         while state.step < total:
             since_start = state.epoch * total + state.step
             until = min(total, state.step + every - since_start % every)
@@ -96,11 +98,17 @@ def leave(session: Session, state: RunState) -> None:
 
 def validate(session: Session) -> dict[str, float] | None:
     """Measures the validation records; None if a signal came."""
-    start, batches, sums = time.perf_counter(), iter(session.source.val), []
-    for _ in range(session.source.val_steps):
-        if session.stop.requested and not session.is_shared:
-            return None
-        sums.append(session.eval_step(next(batches)))
+    start, batches, sums, rows = time.perf_counter(), iter(session.source.val), [], []
+    with progress.bar('validation', total=session.source.val_steps, unit='batches') as bar:
+        for _ in range(session.source.val_steps):
+            if session.stop.requested and not session.is_shared:
+                return None
+            its_sums, its_rows = session.eval_step(next(batches))
+            sums.append(its_sums)
+            rows.append(its_rows)
+            bar.update()
+    if session.board:
+        session.board.validated(steps.Rows(*(np.concatenate(column) for column in zip(*rows, strict=True))))
     loss, right, count = (float(tf.add_n(column)) for column in list(zip(*sums, strict=True))[:3])
     return {'val_loss': loss / count, 'val_accuracy': right / count, 'val_seconds': time.perf_counter() - start}
 
@@ -174,7 +182,9 @@ def _call(session: Session, state: RunState, batches: Iterable[Any], first: int,
     padded = np.zeros(max(count, steps_per_call(config)), np.float32)  # of one length: others would be traced anew
     padded[:count] = rates
     call = session.calls[state.epoch >= config.head_epochs]
-    return rates, call(batches, tf.constant(padded), tf.constant(count), tf.constant(float(session.stop.requested)))
+    since_start = state.epoch * session.source.steps_per_epoch + first
+    with session.board.profiled(since_start + 1, since_start + count) if session.board else contextlib.nullcontext():
+        return rates, call(batches, tf.constant(padded), tf.constant(count), tf.constant(float(session.stop.requested)))
 
 
 def _account(session: Session, state: RunState, result: steps.Call) -> RunState:

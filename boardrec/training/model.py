@@ -118,10 +118,15 @@ def losses(logits: tf.Tensor, labels: tf.Tensor, classes: Classes, *, label_smoo
 
 
 def is_right(logits: tf.Tensor, labels: tf.Tensor, classes: Classes) -> tf.Tensor:
-    """Whether each record's decision is its label: bool [B]; of two classes, 0.5 decides for the positive."""
+    """Whether each record's decision is its label: bool [B]."""
+    return tf.equal(decisions(logits, classes), labels)
+
+
+def decisions(logits: tf.Tensor, classes: Classes) -> tf.Tensor:
+    """The class that each record is taken for: int32 [B]; of two, 0.5 decides for the positive."""
     if classes.positive is None:
-        return tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), labels)
-    return tf.equal(logits[:, 0] >= 0, tf.equal(labels, classes.positive))
+        return tf.argmax(logits, axis=1, output_type=tf.int32)
+    return tf.where(logits[:, 0] >= 0, classes.positive, 1 - classes.positive)
 
 
 def changing_variables(classifier: Classifier) -> list[keras.Variable]:

@@ -22,6 +22,14 @@ class Sums(NamedTuple):
     bad: tf.Tensor  # replicas whose loss or gradients are not finite; 0 in evaluation
 
 
+class Rows(NamedTuple):
+    """What evaluation says of each record of this host, padding included: [B] each."""
+
+    record_ids: tf.Tensor  # int64, -1 for padding
+    losses: tf.Tensor  # float32
+    decisions: tf.Tensor  # int32, the class that the record is taken for
+
+
 class Call(NamedTuple):
     """What several steps came to."""
 
@@ -31,6 +39,7 @@ class Call(NamedTuple):
 
 
 Step = Callable[[Batch], Sums]
+EvalStep = Callable[[Batch], tuple[Sums, Rows]]
 
 
 class Objective(NamedTuple):
@@ -133,14 +142,20 @@ def one_by_one(step: Step, optimizer: keras.optimizers.Optimizer) -> Callable[..
     return call
 
 
-def make_eval_step(network: keras.Model, classes: Classes, *, strategy: tf.distribute.Strategy | None) -> Step:
+def make_eval_step(network: keras.Model, classes: Classes, *, strategy: tf.distribute.Strategy | None) -> EvalStep:
     """Compiles a step that only measures `network` (inputs to logits)."""
-    def replica_step(batch: Batch) -> Sums:
+    def replica_step(batch: Batch) -> tuple[Sums, Rows]:
         logits = network(batch.inputs, training=False)
-        loss = tf.reduce_sum(model.losses(logits, batch.labels, classes) * batch.weights)
-        return _sums(loss, logits, batch, classes)
+        losses = model.losses(logits, batch.labels, classes)
+        rows = Rows(batch.record_ids, losses, model.decisions(logits, classes))
+        return _sums(tf.reduce_sum(losses * batch.weights), logits, batch, classes), rows
 
-    return tf.function(lambda batch: distribute.run(strategy, replica_step, batch), reduce_retracing=True)
+    def step(batch: Batch) -> tuple[Sums, Rows]:
+        results = strategy.run(replica_step, (batch,)) if strategy else replica_step(batch)
+        return (distribute.run(strategy, lambda results: results[0], results),
+                distribute.gather(strategy, lambda results: results[1], results))
+
+    return tf.function(step, reduce_retracing=True)
 
 
 def _sums(loss: tf.Tensor, logits: tf.Tensor, batch: Batch, classes: Classes) -> Sums:

@@ -294,7 +294,7 @@ def test_the_folder_may_be_named_from_here(settings, record_set, tmp_path, monke
 @pytest.mark.parametrize(('seconds', 'words'), [
     (0.4, '0 s'), (119, '119 s'), (120, '2 min'), (7199, '120 min'), (7200, '2 h'), (36e5, '1,000 h')])
 def test_a_time_as_a_person_says_it(seconds, words):
-    assert feed._duration(seconds) == words
+    assert feed.duration(seconds) == words
 
 
 @pytest.mark.parametrize('views', [1, 3])

@@ -77,9 +77,12 @@ def test_a_part_of_padding_alone_is_no_nan():
 def test_evaluation_measures_and_changes_nothing():
     model = network()
     before = model.get_weights()
-    sums = steps.make_eval_step(model, CLASSES, strategy=None)(input_pipeline.pad(batch(5), 4))
+    sums, rows = steps.make_eval_step(model, CLASSES, strategy=None)(input_pipeline.pad(batch(5), 4))
     _, expected = after_a_step(batch(5))
     assert [float(value) for value in sums] == pytest.approx(expected)
+    assert rows.record_ids.numpy().tolist() == [0, 1, 2, 3, 4, -1, -1, -1]
+    assert float(tf.reduce_sum(rows.losses[:5])) == pytest.approx(expected[0])
+    assert float(tf.reduce_sum(tf.cast(rows.decisions[:5] == batch(5).labels, tf.int32))) == expected[1]
     for a, b in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
 
