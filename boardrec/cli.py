@@ -42,10 +42,10 @@ def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | N
     --help does not list the flags that are `hidden`.
     """
     argv = sys.argv if argv is None else argv
-    if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
-        print(usage(config_class, argv[0], main.__doc__ or '', hidden))
-        sys.exit(0)
     try:
+        if any(arg in ('-h', '--help', '-help') for arg in argv[1:]):
+            print(usage(config_class, argv[0], main.__doc__ or '', hidden), flush=True)
+            sys.exit(0)
         main(parse(config_class, argv[1:]))
     except UserError as error:
         _fail(str(error))

@@ -195,6 +195,18 @@ def test_a_reader_that_wants_no_more_gets_no_traceback():
     assert process.returncode == 141
 
 
+def test_a_reader_of_the_help_that_wants_no_more_gets_no_traceback():
+    script = ("import sys; from boardrec import cli; from boardrec.config import TrainConfig\n"
+              "sys.stdin.read()\n"
+              "cli.run(print, TrainConfig, ['x', '--help'])")
+    with subprocess.Popen([sys.executable, '-c', script], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        process.stdin.close()
+        assert process.stderr.read() == b''
+    assert process.returncode == 141
+
+
 @pytest.mark.parametrize('error', [ValueError('a bug'), TypeError('a bug'), OSError(errno.EBADF, 'Bad descriptor')])
 def test_what_nobody_foresaw_keeps_its_traceback(error):
     with pytest.raises(type(error)) as caught:

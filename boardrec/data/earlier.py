@@ -96,7 +96,7 @@ def _compare(config: ConvertConfig, output: pathlib.Path, folder: pathlib.Path, 
                         'have other sizes: if that is meant, add --overwrite, else name another --output_dir.')
     if complete and not kept == total == len(found):
         progress.say(f'since the last conversion {len(found) - kept:,} files have come and {total - kept:,} have gone '
-                     '(one of another size has done both)')
+                     '(one that has another size counts as both)')
 
 
 def _hashes(items: Sequence[scan.Found | journal.Source]) -> np.ndarray:

@@ -97,12 +97,12 @@ def parts(url: str, source: str) -> Iterator[bytes]:
 
 def content(url: str, source: str) -> bytes | None:
     """An object's bytes; None if there is none. Raises StoreError."""
-    try:
-        return b''.join(parts(url, source))
-    except StoreError as error:
-        if error.errno == errno.ENOENT:
+    with _os_errors():
+        fs, folder = _opened(url)
+        try:
+            return fs.cat_file(f'{folder.rstrip("/")}/{source}')  # one request: never a mixture of two
+        except FileNotFoundError:
             return None
-        raise
 
 
 def put(url: str, source: str, content: pathlib.Path | bytes) -> None:
@@ -114,6 +114,25 @@ def put(url: str, source: str, content: pathlib.Path | bytes) -> None:
             fs.pipe_file(path, content)
         else:
             fs.put_file(str(content), path)
+
+
+def create(url: str, source: str, content: bytes) -> bool:
+    """Makes an object where there is none; whether it did. Raises StoreError.
+
+    Of several processes one does, but in stores that know no such condition (If-None-Match: *).
+    """
+    with _os_errors():
+        fs, folder = _opened(url)
+        path = f'{folder.rstrip("/")}/{source}'
+        try:
+            fs.pipe_file(path, content, mode='create')
+        except FileExistsError:
+            return False
+        except OSError:  # how a store refuses the condition differs; where it was kept, something is there
+            if fs.exists(path):
+                return False
+            fs.pipe_file(path, content)
+    return True
 
 
 def remove(url: str, source: str) -> None:

@@ -1,6 +1,7 @@
 """Record sets in an object store: fsspec's memory, and once the S3 server moto on this machine."""
 
 import contextlib
+import errno
 import json
 import pathlib
 import shutil
@@ -66,7 +67,6 @@ def store(machine, monkeypatch):
 def traffic(monkeypatch):
     """The names that are fetched, put and removed, in order."""
     calls = {'fetched': [], 'put': [], 'removed': []}
-    parts, put, remove = remote.parts, remote.put, remote.remove
 
     def spy(kind, function):
         def call(url, name, *rest):
@@ -74,10 +74,33 @@ def traffic(monkeypatch):
             return function(url, name, *rest)
         return call
 
-    monkeypatch.setattr(remote, 'parts', spy('fetched', parts))
-    monkeypatch.setattr(remote, 'put', spy('put', put))
-    monkeypatch.setattr(remote, 'remove', spy('removed', remove))
+    for kind, names in {'fetched': ('parts', 'content'), 'put': ('put', 'create'), 'removed': ('remove',)}.items():
+        for name in names:
+            monkeypatch.setattr(remote, name, spy(kind, getattr(remote, name)))
     return calls
+
+
+@pytest.fixture
+def broken_push(images, image_folder, convert, monkeypatch):
+    """A function that adds images and converts them, but fails to put or remove what `breaks` says by its name."""
+    def run(breaks, which='put', count=8):
+        add_images(images, image_folder, count)
+        function = getattr(remote, which)
+
+        def failing(url, name, *rest):
+            if breaks(name):
+                raise remote.StoreError(5, 'no network')
+            return function(url, name, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match='no network; once that is mended'):
+            patch.setattr(remote, which, failing)
+            convert(images, URL)
+    return run
+
+
+def open_it():
+    with mirror.opened(URL) as folder:
+        return tree_sums(folder)
 
 
 @pytest.fixture
@@ -315,6 +338,157 @@ def test_overwriting_needs_nothing_of_what_is_there(stored, images, tmp_path, co
     assert stored.set_sums() == tree_sums(tmp_path / 'local')
 
 
+@pytest.mark.parametrize('interrupted', [False, True])
+def test_overwriting_mends_what_was_damaged_in_the_store(
+        stored, images, convert, machine, monkeypatch, traffic, interrupted):
+    name, last = stored.shards()[0], stored.shards()[-1]
+    stored.write(name, bytes(len(stored.read(name))))
+    if interrupted:
+        monkeypatch.setattr(transfer, '_THREADS', 1)
+        put = remote.put
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(remote, 'put', lambda url, name, content: interrupt() if name == last else put(
+                url, name, content))
+            convert(images, URL, overwrite=True)
+        assert name in traffic['put']
+        traffic['put'].clear()
+    convert(images, URL, overwrite=True)
+    assert (name in traffic['put']) != interrupted, 'what was put before Ctrl-C is not put again'
+    machine('second')
+    assert open_it() == stored.set_sums()
+
+
+def interrupt():
+    raise KeyboardInterrupt
+
+
+def test_overwriting_takes_nothing_from_a_push_that_did_not(stored, images, convert, machine, broken_push):
+    name = stored.shards()[0]
+    stored.write(name, bytes(len(stored.read(name))))
+    broken_push(lambda name: name == records.INDEX, count=1)
+    convert(images, URL, overwrite=True)
+    machine('second')
+    assert open_it() == stored.set_sums()
+
+
+@pytest.mark.parametrize('breaks', [1, 2])
+def test_what_was_put_before_another_machine_replaced_it_is_put_again(
+        stored, images, convert, machine, tmp_path, broken_push, breaks):
+    """The other's manifest is the one that was there before, and no size has changed."""
+    changed = images / 'a' / 'board000.jpg'
+    content = changed.read_bytes()
+    changed.write_bytes(content + b'x')
+    convert(images, URL)
+    before, manifest = shutil.copytree(images, tmp_path / 'before'), stored.read(records.MANIFEST)
+    changed.write_bytes(content + b'y')
+    broken_push(lambda name: name == records.MANIFEST, 'remove', count=0)
+    if breaks == 2:
+        broken_push(lambda name: name == transfer.MARK, count=0)
+    machine('second')
+    convert(before, URL, overwrite=True)
+    assert stored.read(records.MANIFEST) == manifest
+    machine('first')
+    convert(images, URL)
+    assert stored.read(records.MANIFEST) != manifest
+    machine('third')
+    assert open_it() == stored.set_sums()
+
+
+def test_a_reader_keeps_what_is_not_put_yet(stored, images, convert, machine, broken_push, traffic):
+    broken_push(lambda name: name == stored.shards()[-1])
+    with pytest.raises(UserError, match=f'{URL}: what was converted on this machine is not all there yet: run that'):
+        open_it()
+    traffic['put'].clear()
+    convert(images, URL)
+    assert stored.shards()[-1] in traffic['put']
+    assert open_it() == stored.set_sums()
+
+
+def test_a_reader_keeps_what_was_converted_while_the_store_was_out_of_reach(stored, broken_push):
+    broken_push(lambda name: name == transfer.MARK, 'create')
+    with pytest.raises(UserError, match=f'{URL}: what was converted on this machine is not all there yet'):
+        open_it()
+
+
+def test_a_mark_that_could_not_be_removed_goes_with_the_next_run(stored, images, convert, broken_push):
+    broken_push(lambda name: name == transfer.MARK, 'remove')
+    assert transfer.MARK in stored.names()
+    convert(images, URL)
+    assert transfer.MARK not in stored.names()
+    assert open_it() == stored.set_sums()
+
+
+def test_a_push_that_ends_while_a_reader_looks(stored, machine, monkeypatch):
+    listing, manifest = remote.listing, stored.read(records.MANIFEST)
+
+    def ending(url, flag):
+        found = listing(url, flag)
+        stored.write(records.MANIFEST, manifest)
+        if transfer.MARK in stored.names():
+            remote.remove(URL, transfer.MARK)
+        return found
+
+    remote.create(URL, transfer.MARK, b'["1", "process 1 on another"]')
+    remote.remove(URL, records.MANIFEST)
+    machine('second')
+    monkeypatch.setattr(remote, 'listing', ending)
+    assert open_it() == stored.set_sums()
+
+
+def test_of_two_pushes_at_once_one_is_refused(stored, images, image_folder, convert, monkeypatch):
+    create, before = remote.create, stored.set_sums()
+
+    def slower(url, name, content):
+        stored.write(transfer.MARK, b'["1", "process 1 on another"]')
+        return create(url, name, content)
+
+    add_images(images, image_folder)
+    monkeypatch.setattr(remote, 'create', slower)
+    with pytest.raises(UserError, match=f'--output_dir={URL}: process 1 on another puts records there too: wait'):
+        convert(images, URL)
+    assert stored.set_sums() == before
+    assert stored.read(transfer.MARK) == b'["1", "process 1 on another"]'
+
+
+def test_a_push_that_another_overwrites_ends_before_the_manifest(stored, images, image_folder, convert, monkeypatch):
+    put, before = remote.put, stored.read(records.MANIFEST)
+
+    def overtaken(url, name, content):
+        put(url, name, content)
+        stored.write(transfer.MARK, b'["1", "process 1 on another"]')
+
+    add_images(images, image_folder)
+    monkeypatch.setattr(remote, 'put', overtaken)
+    with pytest.raises(UserError, match='process 1 on another puts records there too'):
+        convert(images, URL)
+    assert stored.read(records.MANIFEST) == before
+
+
+@pytest.mark.parametrize('content', [b'', b'{}', b'["1"]'])
+def test_a_mark_that_says_nothing_is_another_s(stored, images, convert, machine, content):
+    stored.write(transfer.MARK, content)
+    machine('second')
+    assert open_it(), 'what is there is whole'
+    with pytest.raises(UserError, match='another process has not finished .*--overwrite'):
+        convert(images, URL)
+    convert(images, URL, overwrite=True)
+    assert transfer.MARK not in stored.names()
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_again(stored, machine, monkeypatch):
+    parts, tried = remote.parts, []
+
+    def replaced(url, name):
+        if records.is_shard_file(name) and not tried:
+            tried.append(name)
+            raise remote.StoreError(errno.EBUSY, 'as s3fs says')
+        return parts(url, name)
+
+    machine('second')
+    monkeypatch.setattr(remote, 'parts', replaced)
+    assert open_it() == stored.set_sums()
+
+
 def test_what_another_machine_changes_meanwhile_is_not_replaced(stored, images, image_folder, convert, monkeypatch):
     add_images(images, image_folder)
     look, looks = transfer.look, []
@@ -448,10 +622,11 @@ def test_a_store_that_holds_no_whole_set(stored, machine, damage, match):
         stack.enter_context(mirror.opened(URL))
 
 
-def test_a_manifest_does_not_lead_out_of_the_folder(stored, machine, tmp_path):
+@pytest.mark.parametrize('name', ['../evil', '.tmp-/../../evil', '.conversion', 'manifest.json'])
+def test_a_manifest_names_shards_only(stored, machine, name):
     machine('second')
     manifest = records.parse_manifest(stored.read(records.MANIFEST), 'x')
-    evil = manifest.shards[0].__class__('../evil', 1, 1, 'x', {})
+    evil = manifest.shards[0].__class__(name, 1, 1, 'x', {})
     stored.write(records.MANIFEST, manifest.__class__(**{**vars(manifest), 'shards': [evil]}).to_json().encode())
     with pytest.raises(UserError, match='names a file that is no shard'), contextlib.ExitStack() as stack:
         stack.enter_context(mirror.opened(URL))
