@@ -78,7 +78,8 @@ def test_curves_by_step_and_by_epoch_are_those_of_the_history(small_config, reco
 
 
 @pytest.mark.parametrize(('settings', 'expected'), [
-    ({'log_every_steps': 5}, [1, 5, 10]), ({'log_every_steps': 4, 'steps_per_call': 3}, [3, 6, 9, 12])])
+    ({'log_every_steps': 5}, [1, 5, 10]),
+    pytest.param({'log_every_steps': 4, 'steps_per_call': 3}, [3, 6, 9, 12], marks=pytest.mark.long)])
 def test_points_are_so_many_steps_apart(small_config, settings, expected):
     run = train(small_config(**settings))
     assert [step for step, _ in points(run.tensorboard)['step/loss']] == expected
@@ -100,7 +101,7 @@ def test_a_point_is_the_mean_since_the_last_one_of_its_epoch(tmp_path, train_con
     assert drawn['step/images_per_second'] == [(16, 5), (18, 5)], 'before that the step is compiled'
 
 
-@pytest.mark.parametrize('moment', [4, 11])
+@pytest.mark.parametrize('moment', [4, pytest.param(11, marks=pytest.mark.long)])
 def test_a_run_that_goes_on_neither_repeats_nor_loses_points(small_config, monkeypatch, moment):
     config = small_config(checkpoint_every_steps=3, log_every_steps=1)
     whole = points(train(config).tensorboard)
@@ -188,7 +189,9 @@ def errors_of(run, record_set, config):
     return sorted(found, key=lambda one: one[2])
 
 
-@pytest.mark.parametrize('settings', [{'feature_cache': 'off'}, {'feature_cache': 'on'}, {'strategy': 'mirrored'}])
+@pytest.mark.parametrize('settings', [
+    {'feature_cache': 'off'}, pytest.param({'feature_cache': 'on'}, marks=pytest.mark.long),
+    pytest.param({'strategy': 'mirrored'}, marks=pytest.mark.long)])
 def test_the_worst_errors_of_each_best_epoch_are_shown(small_config, record_set, monkeypatch, settings):
     config, shown, draw = small_config(learning_rate=1e-4, **settings), [], pictures.of_errors
     monkeypatch.setattr(pictures, 'of_errors', lambda *args: shown.append(args[2]) or draw(*args))
@@ -238,8 +241,9 @@ def profiled_steps(run):
 
 
 @pytest.mark.parametrize(('settings', 'expected'), [
-    ({'profile_steps': '5,8'}, [5, 6, 7, 8]), ({'profile_steps': '12,40'}, [12]),
-    ({'profile_steps': '5,8', 'steps_per_call': 3}, [4, 7])])
+    ({'profile_steps': '5,8'}, [5, 6, 7, 8]),
+    pytest.param({'profile_steps': '12,40'}, [12], marks=pytest.mark.long),
+    pytest.param({'profile_steps': '5,8', 'steps_per_call': 3}, [4, 7], marks=pytest.mark.long)])
 def test_a_profile_has_the_steps_that_were_asked_for(small_config, capsys, settings, expected):
     run = train(small_config(**settings))
     assert profiled_steps(run) == (expected, 1)

@@ -96,6 +96,7 @@ def outcome(run):
     return [row['val_loss'] for row in run_dir.read_history(run)], values
 
 
+@pytest.mark.long
 def test_it_is_reproducible_and_goes_on_without_the_other_run(small_config, source, monkeypatch, capsys):
     other, _ = source
     config = small_config(init_from=str(other.path), seed=3)

@@ -63,16 +63,18 @@ def at_step(monkeypatch, number, action):
     monkeypatch.setattr(board.Board, 'step', watched)
 
 
-@pytest.mark.parametrize('settings', [
-    {'feature_cache': 'off', 'cached_views': 0, 'ema_decay': 0.9, 'optimizer': 'sgd'},
-    {'feature_cache': 'on', 'cached_views': 2, 'head_epochs': 1, 'clip_norm': 0.5, 'label_smoothing': 0.1},
-    {'feature_cache': 'memory', 'steps_per_call': 4, 'precision': 'bfloat16', 'class_weight': 'balanced'}])
-@pytest.mark.parametrize('moment', [4, 9])
+IMAGES = {'feature_cache': 'off', 'cached_views': 0, 'ema_decay': 0.9, 'optimizer': 'sgd'}
+TWO_PHASES = {'feature_cache': 'on', 'cached_views': 2, 'head_epochs': 1, 'clip_norm': 0.5, 'label_smoothing': 0.1}
+GROUPS = {'feature_cache': 'memory', 'steps_per_call': 4, 'precision': 'bfloat16', 'class_weight': 'balanced'}
+
+
+@pytest.mark.parametrize(('settings', 'moment'), [
+    (IMAGES, 9), (TWO_PHASES, 4), pytest.param(IMAGES, 4, marks=pytest.mark.long),
+    pytest.param(TWO_PHASES, 9, marks=pytest.mark.long), pytest.param(GROUPS, 2, marks=pytest.mark.long),
+    pytest.param(GROUPS, 4, marks=pytest.mark.long)])
 def test_left_in_the_middle_of_an_epoch_and_entered_again_it_is_the_same_run(
         small_config, monkeypatch, capsys, settings, moment):
     config = small_config(checkpoint_every_steps=2, **settings)
-    if settings.get('steps_per_call'):
-        moment //= 2
     whole = outcome(train(config))
 
     def killed():
@@ -85,7 +87,8 @@ def test_left_in_the_middle_of_an_epoch_and_entered_again_it_is_the_same_run(
     assert 'continuing after epoch' in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(('number', 'moment'), [(signal.SIGTERM, 3), (signal.SIGINT, 8)])
+@pytest.mark.parametrize(('number', 'moment'), [
+    (signal.SIGTERM, 8), pytest.param(signal.SIGINT, 3, marks=pytest.mark.long)])
 def test_a_signal_saves_the_step_and_the_same_command_goes_on_there(small_config, monkeypatch, number, moment):
     config = small_config()  # saves at no step of its own
     whole = outcome(train(config))
