@@ -22,7 +22,7 @@ NUMBERS = ('loss', 'accuracy', 'val_loss', 'val_accuracy', 'learning_rate')
 
 @pytest.fixture(scope='module')
 def odd_records(image_folder, convert_here, tmp_path_factory):
-    """41 train and 11 val records: of batches of 10, the second worker has none of the last, the first none of val's."""
+    """41 train and 11 val records: the second worker has none of the last batch of 10, the first none of val's."""
     folder = tmp_path_factory.mktemp('odd') / 'records'
     convert_here(image_folder({'train/a': 21, 'train/b': 20, 'val/a': 6, 'val/b': 5}), folder)
     return folder
