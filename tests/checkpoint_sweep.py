@@ -1,9 +1,9 @@
 """Kills, or fails, the saving of a state at each system call that touches the run; what is left must be one of the two.
 
 python tests/checkpoint_sweep.py [--every=N]. A process saves a state of a tiny model, and its best weights, where
-one was saved before; strace makes the k-th write, rename, fsync, unlink or mkdir of that fail with ENOSPC or EIO or kills
-it there. Then the newest state must be the first or the second, whole and with its best weights, and a process that is
-not disturbed must go on to the same third state and leave no temporary file.
+one was saved before; strace makes the k-th write, rename, fsync, unlink or mkdir of that fail with ENOSPC or EIO or
+kills it there. Then the newest state must be the first or the second, whole and with its best weights, and a process
+that is not disturbed must go on to the same third state and leave no temporary file.
 Each is forked by a server that has imported TensorFlow and puts itself under strace, without its threads.
 """
 
