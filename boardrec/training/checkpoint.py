@@ -12,9 +12,11 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from typing import Any, NamedTuple
 
 import keras
+from keras.src.saving import saving_lib
 import numpy as np
 
 from boardrec import progress
@@ -194,7 +196,17 @@ def require_space(run: pathlib.Path, model: keras.Model, *, begun: bool) -> None
 
 def save_weights(model: keras.Model, path: pathlib.Path) -> None:
     """Saves a Keras weights file (name ending in .weights.h5) atomically."""
-    _commit_keras(model, path, model.save_weights)
+    def save(place: pathlib.Path) -> None:
+        # Through memory: of a disk that fails h5py makes a RuntimeError, or the end of the process. As Keras's
+        # save_weights, which takes no file.
+        memory = io.BytesIO()
+        store = saving_lib.H5IOStore(memory, mode='w')
+        saving_lib._save_state(model, weights_store=store, assets_store=None, inner_path='', visited_saveables=set())
+        store.close()
+        with files.naming(path), open(place, 'wb') as file:
+            file.write(memory.getbuffer())
+
+    _commit_keras(model, path, save)
 
 
 def save_model(model: keras.Model, path: pathlib.Path) -> None:
@@ -256,6 +268,8 @@ def _remove_best(folder: pathlib.Path, *, but: set[str]) -> None:
     for path in folder.glob('best-*.weights.h5'):
         if path.name not in but:
             path.unlink()
+    for path in folder.glob(f'{files.TEMPORARY_PREFIX}best-*'):  # of a killed run; nobody else has this one's lock
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _bytes(model: keras.Model) -> int:
@@ -269,7 +283,7 @@ def _kinds(variables: Sequence[keras.Variable]) -> list[str]:
 
 def _commit_keras(model: keras.Model, path: pathlib.Path, save: Callable[[pathlib.Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    # h5py does not survive a full disk, and a .keras file is put together from a second copy of its weights.
+    # A .keras file is put together from a second copy of its weights.
     files.require_space(path.parent, needed_bytes=2 * _bytes(model) + _MARGIN_BYTES)
     with files.temporary_folder(path) as folder:  # Keras insists on the name's ending
         save(folder / path.name)

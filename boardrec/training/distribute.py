@@ -7,15 +7,21 @@ import os
 import pathlib
 import platform
 import re
+import signal
+import sys
+import threading
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from boardrec import cli, progress
 from boardrec.config import TrainConfig, UserError
 from boardrec.data.input_pipeline import Batch
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
+_START_SECONDS = 600  # for the workers of TF_CONFIG to be started in; TensorFlow would wait for an hour
+_SENT_WORDS = 8 << 20  # 32 MiB at a time: a sum takes eight times its size for a moment
 _CPU_BFLOAT16 = {'avx512_bf16', 'amx_bf16'}  # as Linux spells them
 
 
@@ -24,7 +30,7 @@ def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strat
 
     Where TF_CONFIG names several workers, this process is one of them, under MultiWorkerMirroredStrategy. One device
     takes no strategy because any strategy switches XLA off in Keras. Must run before anything is put on a device.
-    Raises UserError for a GPU that is not there, or a TF_CONFIG that does not fit.
+    Raises UserError for a GPU that is not there, a TF_CONFIG that does not fit, or a worker that does not come.
     """
     gpus = tf.config.list_physical_devices('GPU')
     if config.gpus and training:  # inference may be on another machine
@@ -41,11 +47,32 @@ def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strat
         tf.config.experimental.enable_op_determinism()
     workers = _workers(os.environ.get('TF_CONFIG', ''), needed=config.strategy == 'multi_worker')
     if config.strategy == 'multi_worker' or (config.strategy == 'auto' and len(workers) > 1):
-        return tf.distribute.MultiWorkerMirroredStrategy()
+        return _join(len(workers))
     if config.strategy == 'one' or (config.strategy == 'auto' and len(gpus) < 2):
         return None
     devices = [device.name for device in tf.config.list_logical_devices('GPU' if gpus else 'CPU')]
     return tf.distribute.MirroredStrategy(devices)
+
+
+def _join(workers: int) -> tf.distribute.MultiWorkerMirroredStrategy:
+    """Waits until all workers are there, and no longer than _START_SECONDS. Ctrl-C ends that at once."""
+    progress.say(f'waiting for the {workers} workers of TF_CONFIG')
+
+    def give_up() -> None:  # TensorFlow has no timeout that ends this, and lets no exception in
+        message = (f'error: not all {workers} workers of TF_CONFIG have come within {_START_SECONDS} s: run the same '
+                   'command on each host.\n')
+        os.write(sys.stderr.fileno(), message.encode())
+        os._exit(cli.USER_ERROR)
+
+    timer = threading.Timer(_START_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would hear it only after that
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGINT, handler)
 
 
 def name(strategy: tf.distribute.Strategy | None) -> str:
@@ -84,10 +111,13 @@ def from_host_0(strategy: tf.distribute.Strategy | None, data: bytes) -> bytes:
         return data
     host, _ = host_of_hosts(strategy)
     length = int(_sum_over_hosts(strategy, np.array([len(data) if host == 0 else 0], np.int64))[0])
+    if not length:
+        return b''  # TensorFlow crashes at a sum of nothing
     words = np.zeros(-(-length // 4), np.int32)
     if host == 0:
         words.view(np.uint8)[:length] = np.frombuffer(data, np.uint8)
-    return _sum_over_hosts(strategy, words).tobytes()[:length]
+    parts = [_sum_over_hosts(strategy, words[i:i + _SENT_WORDS]).tobytes() for i in range(0, len(words), _SENT_WORDS)]
+    return b''.join(parts)[:length]
 
 
 def _sum_over_hosts(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:
@@ -159,8 +189,15 @@ def naming_lost_workers(strategy: tf.distribute.Strategy | None) -> Iterator[Non
             tf.errors.DeadlineExceededError) as error:
         if host_of_hosts(strategy)[1] == 1:
             raise
-        raise UserError(f'another worker of TF_CONFIG has gone ({error.message.splitlines()[0][:200]}): run the same '
-                        'command again on every host; it goes on from the last saved state.') from None
+        raise UserError(f'another worker of TF_CONFIG has gone ({_reason(error)}): run the same command again on every '
+                        'host; it goes on from the last saved state.') from None
+
+
+def _reason(error: tf.errors.OpError) -> str:
+    """The line of TensorFlow's words that says something."""
+    lines = [line.strip() for line in error.message.splitlines() if line.strip()]
+    telling = [line for line in lines if 'aborted by' in line] or lines or [type(error).__name__]
+    return re.sub(r'^\W*{{.*?}} *|\.$', '', telling[0])[:200]
 
 
 def device_kind() -> str:

@@ -82,8 +82,8 @@ def train_epoch(session: Session, state: RunState) -> RunState:
         while state.step < total:
             since_start = state.epoch * total + state.step
             until = min(total, state.step + every - since_start % every)
-            state = _take_steps(session, state, batches, until, bar)
-            if state.step < until:
+            state, asked = _take_steps(session, state, batches, until, bar)
+            if asked:
                 leave(session, state)
             if until < total:
                 state = session.save(state)
@@ -148,8 +148,9 @@ def steps_per_call(config: TrainConfig) -> int:
     return _STEPS_A_CALL_ON_GPUS if tf.config.get_visible_devices('GPU') else 1
 
 
-def _take_steps(session: Session, state: RunState, batches: Iterable[Any], until: int, bar: tqdm.tqdm) -> RunState:
-    """Steps up to number `until` of the epoch, or fewer after a signal.
+def _take_steps(session: Session, state: RunState, batches: Iterable[Any], until: int, bar: tqdm.tqdm
+                ) -> tuple[RunState, bool]:
+    """Steps up to number `until` of the epoch, or fewer after a signal; and whether there was one.
 
     The host looks at a call's sums while the device computes the next.
     """
@@ -164,7 +165,7 @@ def _take_steps(session: Session, state: RunState, batches: Iterable[Any], until
             if len(pending) == 1:
                 continue
         elif not pending:
-            return state
+            return state, asked
         rates, result = pending.popleft()
         state = _account(session, state, result)
         state = state._replace(sums=state.sums._replace(seconds=before + time.perf_counter() - started))

@@ -174,6 +174,47 @@ fit.fit(config, records.open_record_set(config.records))
 '''
 
 
+_TWO_REPLICAS = '''
+from boardrec import progress
+progress.import_tensorflow()
+import tensorflow as tf
+cpu, = tf.config.list_physical_devices('CPU')
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+import keras, numpy as np
+from boardrec.data.input_pipeline import Batch
+from boardrec.training import distribute, steps
+from boardrec.training.model import Classes
+
+def after_a_step(strategy, bad, clip_norm, float16):
+    keras.utils.set_random_seed(0)
+    with distribute.scope(strategy):
+        inputs = keras.Input((5,))
+        network = keras.Model(inputs, keras.layers.Dense(3)(inputs))
+        optimizer = keras.optimizers.SGD(0.5)
+        if float16:
+            optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+        optimizer.build(network.trainable_variables)
+    values = np.random.default_rng(0).normal(size=(8, 5)).astype(np.float32)
+    values[bad] = np.nan
+    batch = Batch(tf.constant(values), tf.constant([0, 1, 2, 0, 1, 2, 0, 1]), tf.ones([8]), tf.range(8, dtype=tf.int64))
+    step = steps.make_train_step(network, optimizer, steps.Objective(Classes(['a', 'b', 'c'], None)), strategy=strategy,
+                                 clip_norm=clip_norm)
+    before = network.get_weights()
+    sums = step(distribute.place(strategy, batch))
+    return before, network.get_weights(), float(sums.bad)
+
+two = tf.distribute.MirroredStrategy(['CPU:0', 'CPU:1'])
+for bad in ([0], [7]):  # of the first replica's share, and of the second's
+    before, after, count = after_a_step(two, bad, 0.0, True)
+    assert count > 0 and all((a == b).all() for a, b in zip(before, after)), (bad, count)
+for float16 in (False, True):
+    one, both = (after_a_step(strategy, [], 0.05, float16) for strategy in (None, two))
+    for a, b, c in zip(one[1], both[1], one[0]):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+        assert (a != c).any()
+print('steps of two replicas are right')
+'''
+
 def test_two_devices_give_the_losses_of_one(train_config, small_backbone):
     common = {'precision': 'float32', 'dropout': 0.0, 'optimizer': 'sgd', 'learning_rate': 0.01, 'batch_size': 20}
     branching = {'backbone': small_backbone, 'trainable_layers': 5, 'cached_views': 3, 'epochs': 3}
@@ -182,13 +223,20 @@ def test_two_devices_give_the_losses_of_one(train_config, small_backbone):
         two = dataclasses.replace(one, run_dir=one.run_dir + '-two', strategy='mirrored', accumulate_steps=2,
                                   feature_cache=cache, feature_cache_dir=one.feature_cache_dir + '-two')
         started.append((one, two, subprocess.Popen(
-            [sys.executable, '-c', _TWO_DEVICES, pathlib.Path(__file__).parents[1], *cli.to_flagfile(two).splitlines()],
+            [sys.executable, '-c', _TWO_DEVICES,
+             pathlib.Path(__file__).parents[1], *cli.to_flagfile(two).splitlines()],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)))
     for one, two, process in started:
         out, err = process.communicate()
         assert process.returncode == 0, err
         assert 'on 2 device(s)' in out and ('computing the features' in out) == (two.feature_cache == 'on')
         np.testing.assert_allclose(numbers(RunDir(pathlib.Path(two.run_dir))), numbers(train(one)), rtol=1e-5)
+
+
+def test_two_replicas_skip_a_bad_step_together_and_clip_as_one():
+    # Not within _TWO_DEVICES: the collective operations of a process's second MirroredStrategy fail.
+    done = subprocess.run([sys.executable, '-c', _TWO_REPLICAS], capture_output=True, text=True, check=False)
+    assert 'steps of two replicas are right' in done.stdout, done.stderr
 
 
 def test_early_stopping_keeps_the_best_epoch(train_config, monkeypatch, capsys):
