@@ -90,8 +90,9 @@ def is_config_parameter(node):
     return isinstance(node, ast.Name) and node.id == 'config'
 
 
-def is_predictors_config(node):
-    return isinstance(node, ast.Attribute) and node.attr == 'config' and getattr(node.value, 'id', '') == 'predictor'
+def is_held_config(node):
+    return isinstance(node, ast.Attribute) and (getattr(node.value, 'id', ''), node.attr) in {
+        ('predictor', 'config'), ('session', 'config'), ('self', '_config')}
 
 
 def is_self(node):
@@ -99,18 +100,19 @@ def is_self(node):
 
 
 def reads():
-    """{class name: attributes read from it}: as `config.NAME` in a function that takes `config: CLASS`, as
-    `predictor.config.NAME`, or through a method of the class that is called in one of these ways.
+    """{class name: attributes read from it}: as `config.NAME` in a function that takes `config: CLASS` (or a session,
+    which has a TrainConfig), as `predictor.config.NAME` and the like, or through a method that is called so.
     """
     classes, result = settings_classes(), {}
     trees = [ast.parse(path.read_bytes()) for path in SOURCES]
     for name, (definition, _) in classes.items():
         functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                     and any(arg.arg == 'config' and isinstance(arg.annotation, ast.Name) and arg.annotation.id == name
+                     and any(isinstance(arg.annotation, ast.Name) and (arg.arg, arg.annotation.id) in {
+                                 ('config', name), ('session', 'Session' if name == 'TrainConfig' else name)}
                              for arg in [*node.args.args, *node.args.kwonlyargs])]
         seen = set().union(*(read_attributes(function, is_config_parameter) for function in functions))
         if name == 'TrainConfig':
-            seen |= set().union(*(read_attributes(tree, is_predictors_config) for tree in trees))
+            seen |= set().union(*(read_attributes(tree, is_held_config) for tree in trees))
         for method in definition.body:
             if isinstance(method, ast.FunctionDef) and method.name in seen:
                 seen |= read_attributes(method, is_self)
