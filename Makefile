@@ -18,7 +18,7 @@ demo: env
 	$(RUN) tools/demo.py --demo_dir=demo
 
 test: lint
-	$(RUN) -m pytest -m 'not long'
+	$(RUN) -m pytest -m 'not long' --numprocesses=2 --dist=loadfile
 
 test-long: env
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam,s3,long]'
