@@ -174,7 +174,7 @@ def _train(session: Session, asked: str) -> RunState:
         try:
             state = loop.train_epoch(session, state)
         except loop.NonFinite as error:
-            state = _after_non_finite(session, error)
+            state = _after_non_finite(session, state, error)
             continue
         state = _end_epoch(session, state)
         if state.epoch == first_epoch + 1 and session.saver:
@@ -207,26 +207,39 @@ def _end_epoch(session: Session, state: RunState) -> RunState:
     state = session.save(RunState(epoch=epoch, watch=watch, best_weights=best_weights, best_sha256=state.best_sha256,
                                   history=(*state.history, row), rollbacks=state.rollbacks))
     if session.saver:
-        session.saver.tried(lambda: run_dir.write_history(session.run, list(state.history)))
+        _written(lambda: run_dir.write_history(session.run, list(state.history)))
         session.board.epoch(state)
         _say_epoch(config, state)
     return state
 
 
-def _after_non_finite(session: Session, error: loop.NonFinite) -> RunState:
-    """Goes back to the last saved state with half the rate, or raises UserError."""
+def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite) -> RunState:
+    """Goes back to the last saved state with half the rate, or raises UserError. `failed` began what went wrong."""
     config, run = session.config, session.run
-    if session.saver:
-        run_dir.write_non_finite(run, {
-            'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
-            **feed.records_of_step(config, session.record_set, error.epoch, error.step)})
+    step = {'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
+            **feed.records_of_step(config, session.record_set, error.epoch, error.step)}
+    told = not session.saver or _written(lambda: run_dir.write_non_finite(run, step))
     state = _restore(session)
     where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
-    if config.on_nan == 'rollback' and state.rollbacks < _MOST_ROLLBACKS:
+    # Counted from `failed`: on a full disk the saved state does not know of the last rollbacks.
+    if config.on_nan == 'rollback' and failed.rollbacks < _MOST_ROLLBACKS:
         progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
-        return session.save(state._replace(rollbacks=state.rollbacks + 1))
-    raise UserError(f'{where}; its records are in {run.non_finite}, and the last saved state is kept: lower '
+        return session.save(state._replace(rollbacks=failed.rollbacks + 1))
+    records_in = f'its records are in {run.non_finite}, and ' if told else ''
+    raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
                     f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records.')
+
+
+def _written(write: Callable[[], None]) -> bool:
+    """Writes a small file for people; False, which is said, if the disk is full: training needs none of them."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in files.DISK_ERRNOS:
+            raise
+        progress.say(f'warning: {error.filename}: {error.strerror}; training goes on')
+        return False
+    return True
 
 
 def _require_splits(record_set: records.RecordSet) -> None:
@@ -312,6 +325,7 @@ def _finish(session: Session, state: RunState) -> None:
     if not state.best_weights:
         raise UserError(f'no epoch had a finite validation loss: lower --learning_rate={config.learning_rate} and take '
                         'another --run_dir.')
+    run_dir.write_history(run, list(state.history))  # the disk may have been full
     if optim.should_stop(watch, config):
         progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
     best = model.build(config, session.classes, config.inference_precision).model
