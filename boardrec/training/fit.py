@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -255,6 +256,9 @@ def _require_shares(config: TrainConfig, strategy: Any) -> None:
     if config.batch_size % (devices * config.accumulate_steps):
         raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {devices} devices times '
                         f'--accumulate_steps={config.accumulate_steps}.')
+    if config.data_service and distribute.host_of_hosts(strategy)[1] > 1:
+        raise UserError(f'--data_service={config.data_service}: serves one host, and TF_CONFIG names several, which '
+                        'read and decode their own shares: leave it out.')
 
 
 def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classes, strategy: Any) -> TrainConfig:
@@ -296,6 +300,9 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
     if config.trainable_layers and not any(layer.trainable_variables for layer in classifier.backbone_layers):
         progress.say(f'note: only the classifier is trained: none of the last {config.trainable_layers} layers of '
                      f'{config.backbone} has weights; raise --trainable_layers to train more')
+    last = config.epochs * math.ceil(counts['train'] / config.batch_size)
+    if config.profile_steps and int(config.profile_steps.split(',')[0]) > last:
+        progress.say(f'note: --profile_steps={config.profile_steps} makes no profile: this training has {last:,} steps')
 
 
 def _say_epoch(config: TrainConfig, state: RunState) -> None:
