@@ -220,15 +220,16 @@ def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite)
     step = {'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
             **feed.records_of_step(config, session.record_set, error.epoch, error.step)}
     told = not session.saver or _written(lambda: run_dir.write_non_finite(run, step))
-    state = _restore(session)
     where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
     # Counted from `failed`: on a full disk the saved state does not know of the last rollbacks.
     if config.on_nan == 'rollback' and failed.rollbacks < _MOST_ROLLBACKS:
+        state = _restore(session)
         progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
         return session.save(state._replace(rollbacks=failed.rollbacks + 1))
     records_in = f'its records are in {run.non_finite}, and ' if told else ''
+    other = '' if config.on_nan == 'rollback' else '; or go on here with --on_nan=rollback'
     raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
-                    f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records.')
+                    f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records{other}.')
 
 
 def _written(write: Callable[[], None]) -> bool:

@@ -137,13 +137,15 @@ def poisoned(monkeypatch, at, *, times=1):
 def test_a_number_that_is_none_stops_training_and_names_step_and_records(small_config, monkeypatch, record_set):
     config = small_config(checkpoint_every_steps=2, feature_cache='off')
     poisoned(monkeypatch, at=9)
-    with pytest.raises(UserError, match=r'epoch 2, step 4: the loss or a gradient is not finite.*--learning_rate=0.01'):
+    with pytest.raises(UserError, match=r'epoch 2, step 4: the loss or a gradient is not finite.*--learning_rate=0.01.*'
+                       r'or go on here with --on_nan=rollback'):
         train(config)
     run = RunDir(pathlib.Path(config.run_dir))
     told = json.loads(run.non_finite.read_text())
     assert (told['epoch'], told['step']) == (2, 4) and len(told['record_ids']) == 16
     assert told['sources'] == [record_set.sources[number] for number in told['record_ids']]
     assert checkpoint.exists(run.checkpoints), 'the last good state is kept'
+    assert len(run_dir.read_history(train(dataclasses.replace(config, on_nan='rollback')))) == 2
 
 
 def test_rollback_goes_back_with_half_the_rate_and_no_more_than_three_times(small_config, monkeypatch, capsys):
