@@ -300,7 +300,7 @@ class TrainConfig:
                         'clip_norm')
         for name in ('dropout', 'momentum', 'ema_decay', 'label_smoothing'):
             _check(0 <= getattr(self, name) < 1, name, getattr(self, name), 'at least 0 and below 1')
-        _check(self.learning_rate > 0, 'learning_rate', self.learning_rate, 'above 0')
+        _check(0 < self.learning_rate < _LIMIT, 'learning_rate', self.learning_rate, f'above 0 and below {_LIMIT}')
         _check(0 <= self.head_epochs < self.epochs, 'head_epochs', self.head_epochs,
                f'at least 0 and below --epochs={self.epochs}')
         rest = self.epochs - self.head_epochs
@@ -325,9 +325,22 @@ class TrainConfig:
         _check_at_least(self, 1, 'checkpoint_every_steps', 'log_every_steps')
         _check(self.xla != 'on' or self.strategy in ('auto', 'one'), 'xla', self.xla, 'auto or off on several devices')
         match = re.fullmatch(r'(\d+),(\d+)', self.profile_steps)
-        _check(not self.profile_steps or (match is not None and int(match[1]) <= int(match[2])), 'profile_steps',
-               self.profile_steps, 'the first and last step, like 100,110')
+        _check(not self.profile_steps or (match is not None and 1 <= int(match[1]) <= int(match[2])), 'profile_steps',
+               self.profile_steps, 'the first and last step, counted from 1, like 100,110')
+        self._check_effects()
         self.height_width()
+
+    def _check_effects(self) -> None:
+        """Refuses what would have no effect; 0 and the default of what is not used say nothing untrue."""
+        for name, of, needed in (
+                ('weight_decay', 'optimizer', 'adamw'), ('momentum', 'optimizer', 'sgd'),
+                ('plateau_factor', 'schedule', 'plateau'), ('plateau_patience', 'schedule', 'plateau')):
+            value = getattr(self, name)
+            _check(getattr(self, of) == needed or value in (0, getattr(type(self), name)), name, value,
+                   f'left out with --{of}={getattr(self, of)}, or given with --{of}={needed}')
+        _check(self.strategy != 'one' or ',' not in self.gpus, 'gpus', self.gpus, 'a single GPU with --strategy=one')
+        _check(not self.init_from or self.weights in ('imagenet', 'none'), 'weights', self.weights,
+               f'left out with --init_from={self.init_from}, whose weights are taken')
 
     def _check_views(self) -> None:
         """Refuses ops without views, and more views than there are ways to mirror and turn, if nothing else differs."""

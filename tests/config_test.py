@@ -1,6 +1,7 @@
 """Settings refuse bad values with the flag, the value and the way out; what they accept is what they mean."""
 
 import dataclasses
+import re
 
 import pytest
 
@@ -82,9 +83,11 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'learning_rate', 0.0, 'above 0'),
     (TrainConfig, 'learning_rate', -1e-3, 'above 0'),
     (TrainConfig, 'learning_rate', float('nan'), 'above 0'),
+    (TrainConfig, 'learning_rate', float('inf'), 'below 4294967296'),
     (TrainConfig, 'weight_decay', -0.1, 'at least 0'),
     (TrainConfig, 'weight_decay', float('nan'), 'at least 0'),
     (TrainConfig, 'momentum', 1.0, 'at least 0 and below 1'),
+    (TrainConfig, 'momentum', 0.8, 'left out with --optimizer=adamw, or given with --optimizer=sgd'),
     (TrainConfig, 'head_epochs', -1, 'at least 0 and below --epochs=10'),
     (TrainConfig, 'head_epochs', 10, 'at least 0 and below --epochs=10'),
     (TrainConfig, 'warmup_epochs', -0.5, 'at least 0 and below 10'),
@@ -102,6 +105,10 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'plateau_factor', 0.0, 'between 0 and 1'),
     (TrainConfig, 'plateau_factor', 1.0, 'between 0 and 1'),
     (TrainConfig, 'plateau_patience', 0, 'at least 1'),
+    (TrainConfig, 'plateau_factor', 0.1, 'left out with --schedule=cosine, or given with --schedule=plateau'),
+    (TrainConfig, 'plateau_patience', 2, 'left out with --schedule=cosine, or given with --schedule=plateau'),
+    (TrainConfig, 'profile_steps', '0,10', 'counted from 1'),
+    (TrainConfig, 'profile_steps', '10,9', 'the first and last step'),
     (TrainConfig, 'early_stopping_patience', -1, 'at least 0'),
     (TrainConfig, 'shuffle_records', 0, 'at least 1'),
     (TrainConfig, 'seed', -1, 'at least 0'),
@@ -146,7 +153,18 @@ def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, 
     assert message.count('\n') == 0
 
 
+@pytest.mark.parametrize(('values', 'named'), [
+    ({'weight_decay': 0.01, 'optimizer': 'sgd'}, '--weight_decay=0.01: must be left out with --optimizer=sgd'),
+    ({'gpus': '0,1', 'strategy': 'one'}, '--gpus=0,1: must be a single GPU with --strategy=one'),
+    ({'weights': 'my.h5', 'init_from': 'RUN'}, '--weights=my.h5: must be left out with --init_from=RUN')])
+def test_what_would_have_no_effect_is_refused(values, named):
+    with pytest.raises(UserError, match=f'^{re.escape(named)}'):
+        make(TrainConfig, **values)
+
+
 @pytest.mark.parametrize('values', [
+    {'optimizer': 'sgd', 'weight_decay': 0.0}, {'optimizer': 'sgd', 'momentum': 0.5}, {'profile_steps': '1,1'},
+    {'schedule': 'plateau', 'plateau_patience': 2}, {'gpus': '1', 'strategy': 'one'}, {'init_from': 'RUN'},
     {'dropout': 0.0}, {'momentum': 0.0}, {'weight_decay': 0.0}, {'trainable_layers': 0}, {'early_stopping_patience': 0},
     {'batch_size': 6, 'accumulate_steps': 6}, {'gpus': '0'}, {'gpus': '0,1,12'}, {'image_size': '8'},
     {'seed': 2**32 - 1}, {'cached_views': 2**16 - 1}, {'cached_views': 0}, {'crop_area': 1.0},

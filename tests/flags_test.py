@@ -86,36 +86,48 @@ def read_attributes(tree, is_settings):
             if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load) and is_settings(node.value)}
 
 
-def is_config_parameter(node):
-    return isinstance(node, ast.Name) and node.id == 'config'
+def is_named(*names):
+    return lambda node: isinstance(node, ast.Name) and node.id in names
 
 
-def is_held_config(node):
-    return isinstance(node, ast.Attribute) and (getattr(node.value, 'id', ''), node.attr) in {
-        ('predictor', 'config'), ('session', 'config'), ('self', '_config')}
+def is_config_of(holder, attribute='config'):
+    return lambda node: isinstance(node, ast.Attribute) and node.attr == attribute and is_named(holder)(node.value)
 
 
-def is_self(node):
-    return isinstance(node, ast.Name) and node.id == 'self'
+def takes(node, name, annotation):
+    """Whether a node is a function with a parameter `name: annotation`."""
+    return isinstance(node, ast.FunctionDef) and any(
+        arg.arg == name and isinstance(arg.annotation, ast.Name) and arg.annotation.id == annotation
+        for arg in [*node.args.args, *node.args.kwonlyargs])
+
+
+def holds(node, name):
+    """Whether a node is a class that is made with `config: name`."""
+    return isinstance(node, ast.ClassDef) and any(
+        takes(method, 'config', name) for method in node.body if getattr(method, 'name', '') == '__init__')
 
 
 def reads():
-    """{class name: attributes read from it}: as `config.NAME` in a function that takes `config: CLASS` (or a session,
-    which has a TrainConfig), as `predictor.config.NAME` and the like, or through a method that is called so.
+    """{class name: attributes read from it}: as `config.NAME` in a function that takes `config: CLASS`, as
+    `self._config.NAME` in a class that does, as `predictor.config.NAME`, as `session.config.NAME` or, in a function
+    that takes a session, `config.NAME`, or through a method of the class that is called in one of these ways.
     """
     classes, result = settings_classes(), {}
     trees = [ast.parse(path.read_bytes()) for path in SOURCES]
+    nodes = [node for tree in trees for node in ast.walk(tree)]
     for name, (definition, _) in classes.items():
-        functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)
-                     and any(isinstance(arg.annotation, ast.Name) and (arg.arg, arg.annotation.id) in {
-                                 ('config', name), ('session', 'Session' if name == 'TrainConfig' else name)}
-                             for arg in [*node.args.args, *node.args.kwonlyargs])]
-        seen = set().union(*(read_attributes(function, is_config_parameter) for function in functions))
+        found = [read_attributes(node, is_named('config')) for node in nodes if takes(node, 'config', name)]
+        found += [read_attributes(node, is_config_of('self', '_config')) for node in nodes if holds(node, name)]
         if name == 'TrainConfig':
-            seen |= set().union(*(read_attributes(tree, is_held_config) for tree in trees))
+            found += [read_attributes(tree, is_config_of('predictor')) for tree in trees]
+            for node in nodes:
+                if takes(node, 'session', 'Session'):
+                    found += [read_attributes(node, is_config_of('session')),
+                              read_attributes(node, is_named('config'))]
+        seen = set().union(*found)
         for method in definition.body:
             if isinstance(method, ast.FunctionDef) and method.name in seen:
-                seen |= read_attributes(method, is_self)
+                seen |= read_attributes(method, is_named('self'))
         result[name] = seen
     return result
 

@@ -84,10 +84,14 @@ def load_weights(name: str, weights: str, layers: list[keras.Layer]) -> None:
                             ) from None
         reason = (str(error).splitlines() or [''])[0]
         raise UserError(f'--weights={source}: not weights of {name} without its top ({reason}).') from None
+    copy_weights(network.layers, layers)
+
+
+def copy_weights(source: list[keras.Layer], layers: list[keras.Layer]) -> None:
+    """Sets the layers' variables to those of another network's layers, of the same kinds in the same order."""
     # By place: InceptionV3's layers have automatic names, which differ in a process's second network.
-    pairs = zip(_with_weights(layers), _with_weights(network.layers), strict=True)
-    for layer, loaded in pairs:
-        layer.set_weights(loaded.get_weights())
+    for layer, other in zip(_with_weights(layers), _with_weights(source), strict=True):
+        layer.set_weights(other.get_weights())
         if isinstance(layer, keras.layers.Normalization):
             layer.finalize_state()  # it goes on with what its weights were before, else
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import platform
@@ -174,7 +175,7 @@ def _train(session: Session, asked: str) -> RunState:
         try:
             state = loop.train_epoch(session, state)
         except loop.NonFinite as error:
-            state = _after_non_finite(session, error)
+            state = _after_non_finite(session, state, error)
             continue
         state = _end_epoch(session, state)
         if state.epoch == first_epoch + 1 and session.saver:
@@ -207,26 +208,40 @@ def _end_epoch(session: Session, state: RunState) -> RunState:
     state = session.save(RunState(epoch=epoch, watch=watch, best_weights=best_weights, best_sha256=state.best_sha256,
                                   history=(*state.history, row), rollbacks=state.rollbacks))
     if session.saver:
-        session.saver.tried(lambda: run_dir.write_history(session.run, list(state.history)))
+        _written(lambda: run_dir.write_history(session.run, list(state.history)))
         session.board.epoch(state)
         _say_epoch(config, state)
     return state
 
 
-def _after_non_finite(session: Session, error: loop.NonFinite) -> RunState:
-    """Goes back to the last saved state with half the rate, or raises UserError."""
+def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite) -> RunState:
+    """Goes back to the last saved state with half the rate, or raises UserError. `failed` began what went wrong."""
     config, run = session.config, session.run
-    if session.saver:
-        run_dir.write_non_finite(run, {
-            'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
-            **feed.records_of_step(config, session.record_set, error.epoch, error.step)})
-    state = _restore(session)
+    step = {'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
+            **feed.records_of_step(config, session.record_set, error.epoch, error.step)}
+    told = not session.saver or _written(lambda: run_dir.write_non_finite(run, step))
     where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
-    if config.on_nan == 'rollback' and state.rollbacks < _MOST_ROLLBACKS:
+    # Counted from `failed`: on a full disk the saved state does not know of the last rollbacks.
+    if config.on_nan == 'rollback' and failed.rollbacks < _MOST_ROLLBACKS:
+        state = _restore(session)
         progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
-        return session.save(state._replace(rollbacks=state.rollbacks + 1))
-    raise UserError(f'{where}; its records are in {run.non_finite}, and the last saved state is kept: lower '
-                    f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records.')
+        return session.save(state._replace(rollbacks=failed.rollbacks + 1))
+    records_in = f'its records are in {run.non_finite}, and ' if told else ''
+    other = '' if config.on_nan == 'rollback' else '; or go on here with --on_nan=rollback'
+    raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
+                    f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records{other}.')
+
+
+def _written(write: Callable[[], None]) -> bool:
+    """Writes a small file for people; False, which is said, if the disk is full: training needs none of them."""
+    try:
+        write()
+    except OSError as error:
+        if error.errno not in files.DISK_ERRNOS:
+            raise
+        progress.say(f'warning: {error.filename}: {error.strerror}; training goes on')
+        return False
+    return True
 
 
 def _require_splits(record_set: records.RecordSet) -> None:
@@ -242,6 +257,9 @@ def _require_shares(config: TrainConfig, strategy: Any) -> None:
     if config.batch_size % (devices * config.accumulate_steps):
         raise UserError(f'--batch_size={config.batch_size}: must be a multiple of {devices} devices times '
                         f'--accumulate_steps={config.accumulate_steps}.')
+    if config.data_service and distribute.host_of_hosts(strategy)[1] > 1:
+        raise UserError(f'--data_service={config.data_service}: serves one host, and TF_CONFIG names several, which '
+                        'read and decode their own shares: leave it out.')
 
 
 def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classes, strategy: Any) -> TrainConfig:
@@ -283,6 +301,9 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
     if config.trainable_layers and not any(layer.trainable_variables for layer in classifier.backbone_layers):
         progress.say(f'note: only the classifier is trained: none of the last {config.trainable_layers} layers of '
                      f'{config.backbone} has weights; raise --trainable_layers to train more')
+    last = config.epochs * math.ceil(counts['train'] / config.batch_size)
+    if config.profile_steps and int(config.profile_steps.split(',')[0]) > last:
+        progress.say(f'note: --profile_steps={config.profile_steps} makes no profile: this training has {last:,} steps')
 
 
 def _say_epoch(config: TrainConfig, state: RunState) -> None:
@@ -312,6 +333,7 @@ def _finish(session: Session, state: RunState) -> None:
     if not state.best_weights:
         raise UserError(f'no epoch had a finite validation loss: lower --learning_rate={config.learning_rate} and take '
                         'another --run_dir.')
+    run_dir.write_history(run, list(state.history))  # the disk may have been full
     if optim.should_stop(watch, config):
         progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
     best = model.build(config, session.classes, config.inference_precision).model

@@ -4,7 +4,7 @@ import pathlib
 
 from boardrec import progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.training import backbones, model, run_dir
+from boardrec.training import backbones, checkpoint, model, run_dir
 from boardrec.training.model import Classes, Classifier
 from boardrec.training.run_dir import RunDir
 
@@ -23,7 +23,10 @@ def load_weights(config: TrainConfig, classes: Classes, classifier: Classifier, 
 
 
 def _load_own(config: TrainConfig, classifier: Classifier) -> bool:
-    for path in RunDir(pathlib.Path(config.run_dir)).checkpoints.glob('best-*.weights.h5'):
+    folder = RunDir(pathlib.Path(config.run_dir)).checkpoints
+    if not checkpoint.exists(folder):  # nothing will be restored: training begins anew, from the other run's weights
+        return False
+    for path in folder.glob('best-*.weights.h5'):
         try:
             classifier.model.load_weights(path)
         except (OSError, ValueError, KeyError):  # a damaged file
@@ -40,8 +43,7 @@ def _load_others(config: TrainConfig, classes: Classes, classifier: Classifier) 
     their_classes = model.resolve_classes(facts['class_names'], theirs.positive_class)
     other = model.build(theirs, their_classes, 'float32')
     other.model.load_weights(run.weights)
-    for layer, of_other in zip(classifier.backbone_layers, other.backbone_layers, strict=True):
-        layer.set_weights(of_other.get_weights())
+    backbones.copy_weights(other.backbone_layers, classifier.backbone_layers)
     same = their_classes == classes
     if same:
         classifier.model.get_layer('logits').set_weights(other.model.get_layer('logits').get_weights())

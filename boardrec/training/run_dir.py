@@ -27,8 +27,8 @@ from boardrec.data import files
 
 # Settings that say where and how fast, not what is computed: a run may continue with others.
 _FREE = {'records', 'run_dir', 'verify_records', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy',
-         'pipeline_ram_mb', 'data_service', 'xla', 'steps_per_call', 'checkpoint_every_steps', 'on_nan',
-         'log_every_steps', 'profile_steps', 'dry_run'}
+         'pipeline_ram_mb', 'data_service', 'xla', 'steps_per_call', 'deterministic',
+         'checkpoint_every_steps', 'on_nan', 'log_every_steps', 'profile_steps', 'dry_run'}
 _LOCK = '.lock'
 
 

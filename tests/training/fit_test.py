@@ -352,6 +352,12 @@ def test_a_batch_that_two_devices_cannot_share(train_config, monkeypatch, record
         fit.fit(train_config(batch_size=15, accumulate_steps=5), record_set)
 
 
+def test_a_data_service_for_several_hosts_is_refused(train_config, monkeypatch, record_set):
+    monkeypatch.setattr(fit.distribute, 'host_of_hosts', lambda _: (0, 2))
+    with pytest.raises(UserError, match='--data_service=grpc://h:1: serves one host, and TF_CONFIG names several'):
+        fit.fit(train_config(data_service='grpc://h:1'), record_set)
+
+
 def test_a_run_is_fed_by_a_data_service_and_says_what_that_costs(train_config, data_service, capsys):
     run = train(train_config(data_service=data_service, cached_views=0, epochs=2, feature_cache='auto'))
     said = capsys.readouterr().out

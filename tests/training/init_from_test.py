@@ -5,12 +5,13 @@ import pathlib
 import shutil
 
 import h5py
+import keras
 import numpy as np
 import pytest
 
 from boardrec.config import UserError
-from boardrec.data import records
-from boardrec.training import checkpoint, fit, init_from, model, run_dir
+from boardrec.data import files, records
+from boardrec.training import backbones, checkpoint, fit, init_from, model, run_dir
 from boardrec.training.model import Classes
 from boardrec.training.run_dir import RunDir
 
@@ -120,3 +121,36 @@ def test_it_is_reproducible_and_goes_on_without_the_other_run(small_config, sour
     best.write_bytes(good)
     assert outcome(train(again)) == whole
     assert 'continuing after epoch 1' in capsys.readouterr().out
+
+
+def test_killed_before_its_first_state_it_starts_from_the_other_run_again(small_config, source, monkeypatch):
+    other, _ = source
+    config = small_config(init_from=str(other.path), seed=3)
+    whole = outcome(train(config))
+    again = dataclasses.replace(config, run_dir=f'{config.run_dir}-again')
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(checkpoint, 'commit', killed)  # the best weights of the first epoch lie there
+        train(again)
+    assert outcome(train(again)) == whole
+
+
+def test_a_normalisation_layer_takes_the_others_statistics(small_config, source, monkeypatch):
+    def with_normalisation(*args, input_tensor, **named):
+        return build(*args, input_tensor=keras.layers.Normalization()(input_tensor), **named)
+
+    build = backbones.BACKBONES['xception'].build
+    monkeypatch.setattr(backbones.BACKBONES['xception'], 'build', with_normalisation)
+    theirs = model.build(small_config(), CLASSES, 'float32')
+    layer = next(layer for layer in theirs.backbone_layers if isinstance(layer, keras.layers.Normalization))
+    layer.set_weights([np.full(3, 100.0), np.full(3, 900.0), np.array(1)])
+    layer.finalize_state()
+    run, _ = source
+    checkpoint.save_weights(theirs.model, run.weights)
+    run_dir.write_facts(run, {**run_dir.read_facts(run.path), 'weights_sha256': files.sha256_of(run.weights)})
+    classifier, _ = loaded(small_config(init_from=str(run.path), seed=3), CLASSES)
+    images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8)
+    assert_equal(classifier.model.predict_on_batch(images), theirs.model.predict_on_batch(images))

@@ -1,6 +1,7 @@
 """Trainings left in the middle of an epoch, by a signal, a kill or a number that is none, and entered again."""
 
 import dataclasses
+import errno
 import json
 import os
 import pathlib
@@ -13,7 +14,7 @@ import pytest
 
 from boardrec import cli
 from boardrec.config import UserError
-from boardrec.data import records
+from boardrec.data import files, records
 from boardrec.training import board, checkpoint, fit, loop, optim, run_dir, steps
 from boardrec.training.run_dir import RunDir
 
@@ -139,13 +140,15 @@ def poisoned(monkeypatch, at, *, times=1):
 def test_a_number_that_is_none_stops_training_and_names_step_and_records(small_config, monkeypatch, record_set):
     config = small_config(checkpoint_every_steps=2, feature_cache='off')
     poisoned(monkeypatch, at=9)
-    with pytest.raises(UserError, match=r'epoch 2, step 4: the loss or a gradient is not finite.*--learning_rate=0.01'):
+    with pytest.raises(UserError, match=r'epoch 2, step 4: the loss or a gradient is not finite.*--learning_rate=0.01.*'
+                       r'or go on here with --on_nan=rollback'):
         train(config)
     run = RunDir(pathlib.Path(config.run_dir))
     told = json.loads(run.non_finite.read_text())
     assert (told['epoch'], told['step']) == (2, 4) and len(told['record_ids']) == 16
     assert told['sources'] == [record_set.sources[number] for number in told['record_ids']]
     assert checkpoint.exists(run.checkpoints), 'the last good state is kept'
+    assert len(run_dir.read_history(train(dataclasses.replace(config, on_nan='rollback')))) == 2
 
 
 def test_rollback_goes_back_with_half_the_rate_and_no_more_than_three_times(small_config, monkeypatch, capsys):
@@ -160,6 +163,56 @@ def test_rollback_goes_back_with_half_the_rate_and_no_more_than_three_times(smal
         poisoned(patch, at=0, times=9)
         train(again(config))
     assert capsys.readouterr().out.count('with half the learning rate') == 3
+
+
+@pytest.fixture
+def disk(monkeypatch):
+    """A disk that has room for small files alone while `disk['full']`."""
+    state = {'full': False}
+
+    def with_room(function):
+        def call(*args, **named):
+            if state['full']:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return function(*args, **named)
+        return call
+
+    monkeypatch.setattr(np, 'savez', with_room(np.savez))
+    monkeypatch.setattr(files, 'require_space', with_room(files.require_space))
+    return state
+
+
+def test_a_disk_that_is_full_at_the_end_is_said_though_small_files_still_fit(small_config, monkeypatch, capsys, disk):
+    config = small_config()
+    whole = outcome(train(config))
+    with monkeypatch.context() as patch, pytest.raises(OSError, match='No space left'):  # a sentence of cli.run
+        at_step(patch, 9, lambda: disk.update(full=True))
+        train(again(config))
+    assert 'saved again' not in capsys.readouterr().out
+    disk['full'] = False
+    assert outcome(train(again(config))) == whole
+
+
+def test_rollbacks_are_counted_on_a_full_disk(small_config, monkeypatch, capsys, disk):
+    at_step(monkeypatch, 7, lambda: disk.update(full=True))
+    poisoned(monkeypatch, at=9, times=9)
+    with pytest.raises(UserError, match='epoch 2, step 4: the loss'):
+        train(small_config(feature_cache='off', on_nan='rollback'))
+    assert capsys.readouterr().out.count('with half the learning rate') == 3
+
+
+def test_a_history_that_found_no_room_is_written_in_the_end(small_config, monkeypatch, capsys):
+    write, left = run_dir.write_history, [2]
+
+    def full(run, rows):
+        left[0] -= 1
+        if left[0] >= 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.history))
+        write(run, rows)
+
+    monkeypatch.setattr(run_dir, 'write_history', full)
+    assert len(run_dir.read_history(train(small_config()))) == 2
+    assert capsys.readouterr().out.count('history.csv: No space left on device; training goes on') == 2
 
 
 def test_float16_skips_steps_and_counts_them(small_config, monkeypatch, capsys):

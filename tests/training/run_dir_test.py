@@ -38,7 +38,7 @@ def test_run_flags_repeat_the_run(begun):
 
 def test_places_may_change(begun):
     run, config = begun
-    moved = dataclasses.replace(config, records='elsewhere', feature_cache='off', gpus='1')
+    moved = dataclasses.replace(config, records='elsewhere', feature_cache='off', gpus='1', deterministic=True)
     assert run_dir.find(run, moved, FACTS) == moved
 
 
