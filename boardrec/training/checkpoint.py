@@ -66,7 +66,7 @@ class Saver:
 
     def save_best(self, name: str) -> None:
         """Saves the model's weights under a name in the folder; if there is no room, keeps them until there is."""
-        if not self.tried(lambda: self._write_best(name)):
+        if not self._tried(lambda: self._write_best(name)):
             self._unsaved_best = name, self._model.get_weights()
 
     def save(self, state: RunState) -> RunState:
@@ -74,7 +74,7 @@ class Saver:
 
         Where there is no room, what was saved before stays as it is.
         """
-        self.tried(lambda: self._commit(state))
+        self._tried(lambda: self._commit(state))
         return state._replace(best_sha256=self._best_sha256.get(state.best_weights, state.best_sha256))
 
     def require_saved(self) -> None:
@@ -99,7 +99,7 @@ class Saver:
         save_weights(self._model, self._folder / name)
         self._best_sha256 = {name: files.sha256_of(self._folder / name)}
 
-    def tried(self, write: Callable[[], None]) -> bool:
+    def _tried(self, write: Callable[[], None]) -> bool:
         """Writes something of the run; False if there is no room for it now, which is said once."""
         try:
             write()
@@ -251,8 +251,12 @@ def _read(data: bytes) -> tuple[RunState, list[str], list[np.ndarray]]:
         values = json.loads(saved['state'].tobytes())
         kinds = values.pop('kinds')
         arrays = [saved[f'{i:05d}'] for i in range(len(kinds))]
-    values.update(sums=EpochSums(**values['sums']), watch=Watch(**values['watch']), history=tuple(values['history']))
-    return RunState(**values), kinds, arrays
+    try:
+        values.update(sums=EpochSums(**values['sums']), watch=Watch(**values['watch']), history=tuple(values['history']))
+        return RunState(**values), kinds, arrays
+    except TypeError:
+        raise UserError('the saved state is of another version of boardrec: go on with that, or name another --run_dir.'
+                        ) from None
 
 
 def _best_weights(path: pathlib.Path) -> str:

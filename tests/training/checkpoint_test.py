@@ -130,6 +130,14 @@ def test_a_state_of_another_model(tmp_path):
         checkpoint.load(checkpoint.newest(tmp_path), variables()[:2])
 
 
+def test_a_state_of_another_version(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(Watch, '_asdict', lambda _: {'patience': 3})
+        commit(tmp_path, epoch=1)
+    with pytest.raises(UserError, match='state is of another version of boardrec'):
+        restored(tmp_path)
+
+
 @pytest.fixture
 def disk(monkeypatch):
     """A disk whose `free` bytes the code sees, and which np.savez finds full at 0."""
