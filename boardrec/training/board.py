@@ -86,9 +86,12 @@ class Board:
     def __enter__(self) -> 'Board':
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if self._profiling:
             self._stop_profile()
+        elif self._window and kind is None and not self._failed:
+            progress.say(f'no profile: --profile_steps={self._config.profile_steps} are none of the steps that were '
+                         'taken now')
         if self._writer:
             self._tried(self._writer.close)
 

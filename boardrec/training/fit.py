@@ -223,8 +223,10 @@ def _after_non_finite(session: Session, error: loop.NonFinite) -> RunState:
     state = _restore(session)
     where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
     if config.on_nan == 'rollback' and state.rollbacks < _MOST_ROLLBACKS:
-        progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
-        return session.save(state._replace(rollbacks=state.rollbacks + 1))
+        state = state._replace(rollbacks=state.rollbacks + 1)
+        progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate '
+                     f'({0.5**state.rollbacks * config.learning_rate:g})')
+        return session.save(state)
     raise UserError(f'{where}; its records are in {run.non_finite}, and the last saved state is kept: lower '
                     f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records.')
 
@@ -313,7 +315,7 @@ def _finish(session: Session, state: RunState) -> None:
         raise UserError(f'no epoch had a finite validation loss: lower --learning_rate={config.learning_rate} and take '
                         'another --run_dir.')
     if optim.should_stop(watch, config):
-        progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
+        progress.say(f'stopped early: {watch.stale} epoch(s) without a better validation loss')
     best = model.build(config, session.classes, config.inference_precision).model
     best.load_weights(run.checkpoints / state.best_weights)
     checkpoint.save_model(best, run.model)

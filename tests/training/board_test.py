@@ -247,5 +247,6 @@ def test_a_profile_has_the_steps_that_were_asked_for(small_config, capsys, setti
     assert f'profile of steps {first} to {last}: tensorboard --logdir={run.tensorboard}' in capsys.readouterr().out
 
 
-def test_without_such_steps_there_is_no_profile(small_config):
+def test_without_such_steps_there_is_no_profile(small_config, capsys):
     assert profiled_steps(train(small_config(profile_steps='13,20'))) == ([], 0)
+    assert 'no profile: --profile_steps=13,20' in capsys.readouterr().out
