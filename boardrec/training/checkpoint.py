@@ -252,7 +252,8 @@ def _read(data: bytes) -> tuple[RunState, list[str], list[np.ndarray]]:
         kinds = values.pop('kinds')
         arrays = [saved[f'{i:05d}'] for i in range(len(kinds))]
     try:
-        values.update(sums=EpochSums(**values['sums']), watch=Watch(**values['watch']), history=tuple(values['history']))
+        values.update(sums=EpochSums(**values['sums']), watch=Watch(**values['watch']),
+                      history=tuple(values['history']))
         return RunState(**values), kinds, arrays
     except TypeError:
         raise UserError('the saved state is of another version of boardrec: go on with that, or name another --run_dir.'

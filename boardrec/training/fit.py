@@ -160,7 +160,7 @@ def _train(session: Session, asked: str) -> RunState:
     """Takes the epochs that are left; `asked` is the --feature_cache of the command."""
     config, run, optimizer = session.config, session.run, session.optimizer
     fresh = [variable.numpy() for variable in optimizer.variables]
-    state = _restore(session)
+    state = _restore(session) or RunState()
     if state.epoch or state.step:
         progress.say(f'continuing after epoch {state.epoch}' + (f' and {state.step} steps' if state.step else ''))
         if session.saver and state.history:  # its last row was lost if the kill came just before it
@@ -183,10 +183,11 @@ def _train(session: Session, asked: str) -> RunState:
     return state
 
 
-def _restore(session: Session) -> RunState:
-    """Sets variables and state to what was saved last, on every host to what host 0 has."""
+def _restore(session: Session) -> RunState | None:
+    """Sets variables and state to what was saved last, on every host to what host 0 has; None if nothing was."""
     data = checkpoint.newest(session.run.checkpoints) if session.saver else b''
-    return checkpoint.load(distribute.from_host_0(session.strategy, data), session.variables)
+    data = distribute.from_host_0(session.strategy, data)
+    return checkpoint.load(data, session.variables) if data else None
 
 
 def _end_epoch(session: Session, state: RunState) -> RunState:
@@ -224,8 +225,11 @@ def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite)
     # Counted from `failed`: on a full disk the saved state does not know of the last rollbacks.
     if config.on_nan == 'rollback' and failed.rollbacks < _MOST_ROLLBACKS:
         state = _restore(session)
-        progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate')
-        return session.save(state._replace(rollbacks=failed.rollbacks + 1))
+        if state:
+            state = state._replace(rollbacks=failed.rollbacks + 1)
+            progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate '
+                         f'({0.5**state.rollbacks * config.learning_rate:g})')
+            return session.save(state)
     records_in = f'its records are in {run.non_finite}, and ' if told else ''
     other = '' if config.on_nan == 'rollback' else '; or go on here with --on_nan=rollback'
     raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
@@ -335,7 +339,7 @@ def _finish(session: Session, state: RunState) -> None:
                         'another --run_dir.')
     run_dir.write_history(run, list(state.history))  # the disk may have been full
     if optim.should_stop(watch, config):
-        progress.say(f'stopped early: {watch.stale} epochs without a better validation loss')
+        progress.say(f'stopped early: {watch.stale} epoch(s) without a better validation loss')
     best = model.build(config, session.classes, config.inference_precision).model
     best.load_weights(run.checkpoints / state.best_weights)
     checkpoint.save_model(best, run.model)

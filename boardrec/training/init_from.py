@@ -38,7 +38,7 @@ def _load_own(config: TrainConfig, classifier: Classifier) -> bool:
 def _load_others(config: TrainConfig, classes: Classes, classifier: Classifier) -> None:
     run, theirs, facts = run_dir.require_finished(config.init_from, flag='init_from')
     if theirs.backbone != config.backbone:
-        raise UserError(f'--init_from={config.init_from}: is a run with --backbone={theirs.backbone}, not '
+        raise UserError(f'--init_from={config.init_from} is a run with --backbone={theirs.backbone}, not '
                         f'{config.backbone}: give that, or name another run.')
     their_classes = model.resolve_classes(facts['class_names'], theirs.positive_class)
     other = model.build(theirs, their_classes, 'float32')

@@ -100,8 +100,7 @@ def find(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> TrainConfig
     Raises UserError if the folder holds a run on other data or with other settings, or something that is no run.
     """
     if not run.flags.is_file():
-        if run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
-            raise UserError(f'--run_dir={run.path} holds something that is no run: name another folder.')
+        _require_free(run)
         return None
     require_equal(run, facts)
     earlier = read_config(run.path)
@@ -131,10 +130,13 @@ def require_equal(run: RunDir, facts: dict[str, Any]) -> None:
 def locked(run: RunDir) -> Iterator[None]:
     """Makes the folder, and keeps other trainings out of it; takes it away again if it has not become a run's.
 
-    Raises UserError if another training has it, and OSError if it cannot be written.
+    Raises UserError if another training has it or it holds something that is no run, and OSError if it cannot be
+    written.
     """
     if run.path.exists() and not run.path.is_dir():
         raise UserError(f'--run_dir={run.path} is a file: name a folder.')
+    if not run.flags.is_file():
+        _require_free(run)  # before a lock is left in somebody's folder
     made = not run.path.exists()
     run.path.mkdir(parents=True, exist_ok=True)
     lock = files.LockFile(run.path / _LOCK)
@@ -233,6 +235,11 @@ def write_non_finite(run: RunDir, step: dict[str, Any]) -> None:
 def _with_free(settings: TrainConfig, config: TrainConfig) -> TrainConfig:
     free = {name: getattr(config, name) for name in _FREE}
     return dataclasses.replace(settings, **{name: value for name, value in free.items() if value != 'auto'})
+
+
+def _require_free(run: RunDir) -> None:
+    if run.path.exists() and (not run.path.is_dir() or _foreign(run.path)):
+        raise UserError(f'--run_dir={run.path} holds something that is no run: name another folder.')
 
 
 def _foreign(folder: pathlib.Path) -> list[pathlib.Path]:

@@ -74,7 +74,7 @@ def test_other_classes_take_the_backbone_and_say_so(small_config, source, capsys
 
 def test_what_is_refused(small_config, source, tmp_path):
     run, _ = source
-    with pytest.raises(UserError, match=r'--init_from=.*: is a run with --backbone=xception, not vgg16: give that'):
+    with pytest.raises(UserError, match=r'--init_from=.* is a run with --backbone=xception, not vgg16: give that'):
         train(small_config(init_from=str(run.path), backbone='vgg16'))
     with pytest.raises(UserError, match=r'--init_from=.*nowhere: there is no run in it'):
         train(small_config(init_from=str(tmp_path / 'nowhere')))

@@ -64,6 +64,9 @@ def test_a_folder_of_something_else(tmp_path):
         run_dir.find(RunDir(tmp_path), config, FACTS)
     with pytest.raises(UserError, match='holds something that is no run'):
         run_dir.find(RunDir(tmp_path / 'thesis.doc'), config, FACTS)
+    with pytest.raises(UserError, match='holds something that is no run'), run_dir.locked(RunDir(tmp_path)):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ['thesis.doc']
 
 
 def test_a_start_that_was_killed_may_begin_again(tmp_path):
