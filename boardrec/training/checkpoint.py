@@ -187,11 +187,15 @@ def exists(folder: pathlib.Path) -> bool:
     return bool(_saved(folder))
 
 
-def require_space(run: pathlib.Path, model: keras.Model, *, begun: bool) -> None:
-    """Raises OSError if a run of this model will not fit where `run` lies: better now than after the first epoch."""
-    # Three states (with two slots a trained weight, each at most three times the model), three best weights, two final
-    # files; a run that has `begun` has most of them.
-    files.require_space(run, needed_bytes=(5 if begun else 14) * _bytes(model) + _MARGIN_BYTES)
+def require_space(run: pathlib.Path, model: keras.Model, variables: Sequence[keras.Variable], *, begun: bool) -> None:
+    """Raises OSError if a run of this model will not fit where `run` lies: better now than after the first epoch.
+
+    `variables` are those of a state.
+    """
+    # Three states and best weights, while one of each is written, and two final files; a run that has `begun` has the
+    # first of them. A weights file asks for twice its size.
+    states, weights = (1, 4) if begun else (3, 6)
+    files.require_space(run, needed_bytes=states * _bytes(variables) + weights * _bytes(model.variables) + _MARGIN_BYTES)
 
 
 def save_weights(model: keras.Model, path: pathlib.Path) -> None:
@@ -277,8 +281,8 @@ def _remove_best(folder: pathlib.Path, *, but: set[str]) -> None:
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _bytes(model: keras.Model) -> int:
-    return sum(variable.numpy().nbytes for variable in model.variables)
+def _bytes(variables: Sequence[keras.Variable]) -> int:
+    return sum(variable.numpy().nbytes for variable in variables)
 
 
 def _kinds(variables: Sequence[keras.Variable]) -> list[str]:
@@ -289,7 +293,7 @@ def _kinds(variables: Sequence[keras.Variable]) -> list[str]:
 def _commit_keras(model: keras.Model, path: pathlib.Path, save: Callable[[pathlib.Path], None]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # A .keras file is put together from a second copy of its weights.
-    files.require_space(path.parent, needed_bytes=2 * _bytes(model) + _MARGIN_BYTES)
+    files.require_space(path.parent, needed_bytes=2 * _bytes(model.variables) + _MARGIN_BYTES)
     with files.temporary_folder(path) as folder:  # Keras insists on the name's ending
         save(folder / path.name)
         files.commit_file(folder / path.name, path)

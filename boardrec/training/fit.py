@@ -106,6 +106,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
         optimizer.build(classifier.model.trainable_variables)
         average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
                    else None)
+    variables = [*model.changing_variables(classifier), *optimizer.variables, *(average.variables if average else ())]
     facts = {**facts, 'frozen_sha256': model.frozen_sha256(classifier)}
     leads = distribute.host_of_hosts(strategy)[0] == 0
     if goes_on and leads:
@@ -113,7 +114,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     _require_the_same(facts, _agree(strategy, lambda: facts))
     _describe(config, record_set, classifier, strategy)
     if leads:
-        checkpoint.require_space(run.path, classifier.model, begun=checkpoint.exists(run.checkpoints))
+        checkpoint.require_space(run.path, classifier.model, variables, begun=checkpoint.exists(run.checkpoints))
     decision = _decide(asked, config, run, record_set, classifier, strategy)
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
     if leads:
@@ -122,13 +123,12 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     objective = Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set))
     head = classifier.model.get_layer('logits').trainable_variables
     calls = []
-    for variables in (head, source.network.trainable_variables):
+    for trained in (head, source.network.trainable_variables):
         step = steps.make_train_step(
             source.network, optimizer, objective, strategy=strategy, accumulate_steps=config.accumulate_steps,
-            clip_norm=config.clip_norm, variables=variables, average=average, xla=config.xla == 'on')
+            clip_norm=config.clip_norm, variables=trained, average=average, xla=config.xla == 'on')
         calls.append(steps.one_by_one(step, optimizer) if config.data_service and not decision.trunk else
                      steps.make_calls(step, optimizer, strategy=strategy))
-    variables = [*model.changing_variables(classifier), *optimizer.variables, *(average.variables if average else ())]
     return Session(
         config=config, run=run, record_set=record_set, classes=classes, strategy=strategy, source=source,
         optimizer=optimizer, average=average, variables=variables, calls=tuple(calls),
@@ -218,7 +218,7 @@ def _end_epoch(session: Session, state: RunState) -> RunState:
 def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite) -> RunState:
     """Goes back to the last saved state with half the rate, or raises UserError. `failed` began what went wrong."""
     config, run = session.config, session.run
-    step = {'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss,
+    step = {'epoch': error.epoch + 1, 'step': error.step + 1, 'loss': error.loss if math.isfinite(error.loss) else None,
             **feed.records_of_step(config, session.record_set, error.epoch, error.step)}
     told = not session.saver or _written(lambda: run_dir.write_non_finite(run, step))
     where = f'epoch {error.epoch + 1}, step {error.step + 1}: the loss or a gradient is not finite'
@@ -227,11 +227,12 @@ def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite)
         state = _restore(session)
         if state:
             state = state._replace(rollbacks=failed.rollbacks + 1)
-            progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning rate '
-                         f'({0.5**state.rollbacks * config.learning_rate:g})')
+            progress.say(f'{where}: back to epoch {state.epoch + 1}, step {state.step + 1}, with half the learning '
+                         f'rate ({0.5**state.rollbacks * config.learning_rate:g})')
             return session.save(state)
     records_in = f'its records are in {run.non_finite}, and ' if told else ''
-    other = '' if config.on_nan == 'rollback' else '; or go on here with --on_nan=rollback'
+    other = (f', since {failed.rollbacks} rollbacks did not help' if config.on_nan == 'rollback' else
+             '; or go on here with --on_nan=rollback')
     raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
                     f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records{other}.')
 
@@ -278,8 +279,8 @@ def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classe
         feature_cache_dir=os.path.abspath(cache), image_size='x'.join(map(str, config.height_width())),
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights),
         init_from=config.init_from and os.path.abspath(config.init_from),
-        class_weight=config.class_weight if config.class_weight in ('none', 'balanced') else os.path.abspath(
-            config.class_weight))
+        class_weight=os.path.abspath(config.class_weight) if os.path.exists(config.class_weight) and (
+            config.class_weight not in ('none', 'balanced')) else config.class_weight)
 
 
 def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]:
