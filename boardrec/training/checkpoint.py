@@ -195,7 +195,8 @@ def require_space(run: pathlib.Path, model: keras.Model, variables: Sequence[ker
     # Three states and best weights, while one of each is written, and two final files; a run that has `begun` has the
     # first of them. A weights file asks for twice its size.
     states, weights = (1, 4) if begun else (3, 6)
-    files.require_space(run, needed_bytes=states * _bytes(variables) + weights * _bytes(model.variables) + _MARGIN_BYTES)
+    needed = states * _bytes(variables) + weights * _bytes(model.variables)
+    files.require_space(run, needed_bytes=needed + _MARGIN_BYTES)
 
 
 def save_weights(model: keras.Model, path: pathlib.Path) -> None:

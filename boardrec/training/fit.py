@@ -231,9 +231,9 @@ def _after_non_finite(session: Session, failed: RunState, error: loop.NonFinite)
                          f'rate ({0.5**state.rollbacks * config.learning_rate:g})')
             return session.save(state)
     records_in = f'its records are in {run.non_finite}, and ' if told else ''
-    other = (f', since {failed.rollbacks} rollbacks did not help' if config.on_nan == 'rollback' else
-             '; or go on here with --on_nan=rollback')
-    raise UserError(f'{where}; {records_in}the last saved state is kept: lower '
+    tried = f', after {failed.rollbacks} rollbacks' if failed.rollbacks else ''
+    other = '' if config.on_nan == 'rollback' else '; or go on here with --on_nan=rollback'
+    raise UserError(f'{where}{tried}; {records_in}the last saved state is kept: lower '
                     f'--learning_rate={config.learning_rate} in another --run_dir, or look at these records{other}.')
 
 
