@@ -10,7 +10,6 @@ Each is forked by a server that has imported TensorFlow and puts itself under st
 import argparse
 from collections import Counter
 from collections.abc import Iterator
-import multiprocessing
 import os
 import pathlib
 import re
@@ -20,18 +19,18 @@ import sys
 import tempfile
 import time
 
+import trainings
+
 from boardrec.data import files
 
 CALLS = ('write', 'pwrite64', 'rename', 'fsync', 'unlink', 'unlinkat', 'mkdir', 'rmdir')
 FAULTS = ('signal=SIGKILL', 'error=ENOSPC', 'error=EIO')
-_SERVED = multiprocessing.get_context('forkserver')
-_SERVED.set_forkserver_preload(['boardrec.training.checkpoint'])
 
 
 def main() -> None:
     """Sweeps; prints a line for each fault and ends with status 1 if any was not survived."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument('--every', type=int, default=1, help='take every n-th k only')
+    parser.add_argument('--every', type=int, default=1, help='take every n-th fault only')
     every, counts = parser.parse_args().every, Counter()
     with tempfile.TemporaryDirectory() as folder:
         for number, (call, k, effect) in enumerate(faults(pathlib.Path(folder, 'counted'), every)):
@@ -54,7 +53,7 @@ def faults(folder: pathlib.Path, every: int = 1) -> Iterator[tuple[str, int, str
             seen[call[1]] += 1
             if str(folder) in line:
                 touching.append((call[1], seen[call[1]]))
-    yield from ((call, k, effect) for call, k in touching[::every] for effect in FAULTS)
+    yield from [(call, k, effect) for call, k in touching for effect in FAULTS][::every]
 
 
 def disturb(folder: pathlib.Path, call: str, k: int, effect: str) -> str:
@@ -76,7 +75,7 @@ def disturb(folder: pathlib.Path, call: str, k: int, effect: str) -> str:
 
 def save(folder: pathlib.Path, epoch: int, strace: list[str] | None = None) -> int:
     """The exit status of a process that saves the state after an epoch; epoch 0: that looks at what is there."""
-    process = _SERVED.Process(target=_save if epoch else _look, args=(str(folder), epoch, strace), daemon=True)
+    process = trainings.SERVED.Process(target=_save if epoch else _look, args=(str(folder), epoch, strace), daemon=True)
     process.start()
     process.join(60)
     assert process.exitcode is not None, 'it hangs'

@@ -1,8 +1,10 @@
 """Generated images and record sets that the tests share; and TensorFlow, imported once and quietly."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
+import subprocess
 import types
 
 import numpy as np
@@ -106,6 +108,20 @@ def train_config(record_set_path, tmp_path_factory):
         return TrainConfig(**{**defaults, **settings})
 
     return make
+
+
+@pytest.fixture(scope='session')
+def strace():
+    """Skips where strace is missing or may trace nothing; in CI that is an error."""
+    try:
+        done = subprocess.run(['strace', '-o', os.devnull, '-e', 'inject=fsync:error=EIO', 'true'], check=False,
+                              capture_output=True, text=True)
+        reason = done.stderr.strip()
+    except FileNotFoundError:
+        reason = 'strace is not installed'
+    if reason:
+        assert not os.environ.get('CI'), reason
+        pytest.skip(f'needs strace: {reason}')
 
 
 def _small_network(include_top, weights, input_tensor=None, input_shape=None):

@@ -13,8 +13,8 @@ import time
 from boardrec import cli
 from boardrec.config import TrainConfig
 
-_SERVED = multiprocessing.get_context('forkserver')
-_SERVED.set_forkserver_preload(['boardrec.training.fit', 'boardrec.train'])
+SERVED = multiprocessing.get_context('forkserver')
+SERVED.set_forkserver_preload(['boardrec.training.fit', 'boardrec.train'])
 
 
 class Training:
@@ -26,7 +26,7 @@ class Training:
         descriptor, name = tempfile.mkstemp('.log', 'training-', self._folder.parent)
         os.close(descriptor)
         self._output = pathlib.Path(name)
-        self._process = _SERVED.Process(
+        self._process = SERVED.Process(
             target=_train, args=(cli.to_flagfile(config).splitlines(), environment or {}, before, name), daemon=True)
         self._process.start()
         self.pid = self._process.pid

@@ -8,19 +8,18 @@ import pathlib
 import platform
 import re
 import signal
-import sys
-import threading
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from boardrec import cli, progress
+from boardrec import progress
 from boardrec.config import TrainConfig, UserError
 from boardrec.data.input_pipeline import Batch
+from boardrec.training import rendezvous
 
 _CPUINFO = pathlib.Path('/proc/cpuinfo')
-_START_SECONDS = 600  # for the workers of TF_CONFIG to be started in; TensorFlow would wait for an hour
+_START_SECONDS = 600  # for the workers of TF_CONFIG to be started in
 _SENT_WORDS = 8 << 20  # 32 MiB at a time: a sum takes eight times its size for a moment
 _CPU_BFLOAT16 = {'avx512_bf16', 'amx_bf16'}  # as Linux spells them
 
@@ -47,31 +46,21 @@ def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strat
         tf.config.experimental.enable_op_determinism()
     workers = _workers(os.environ.get('TF_CONFIG', ''), needed=config.strategy == 'multi_worker')
     if config.strategy == 'multi_worker' or (config.strategy == 'auto' and len(workers) > 1):
-        return _join(len(workers))
+        return _join(workers)
     if config.strategy == 'one' or (config.strategy == 'auto' and len(gpus) < 2):
         return None
     devices = [device.name for device in tf.config.list_logical_devices('GPU' if gpus else 'CPU')]
     return tf.distribute.MirroredStrategy(devices)
 
 
-def _join(workers: int) -> tf.distribute.MultiWorkerMirroredStrategy:
+def _join(workers: list[str]) -> tf.distribute.MultiWorkerMirroredStrategy:
     """Waits until all workers are there, and no longer than _START_SECONDS. Ctrl-C ends that at once."""
-    progress.say(f'waiting for the {workers} workers of TF_CONFIG')
-
-    def give_up() -> None:  # TensorFlow has no timeout that ends this, and lets no exception in
-        message = (f'error: not all {workers} workers of TF_CONFIG have come within {_START_SECONDS} s: run the same '
-                   'command on each host.\n')
-        os.write(sys.stderr.fileno(), message.encode())
-        os._exit(cli.USER_ERROR)
-
-    timer = threading.Timer(_START_SECONDS, give_up)
-    timer.daemon = True
-    timer.start()
-    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would hear it only after that
+    progress.say(f'waiting for the {len(workers)} workers of TF_CONFIG')
+    rendezvous.meet(workers, json.loads(os.environ['TF_CONFIG'])['task']['index'], seconds=_START_SECONDS)
+    handler = signal.signal(signal.SIGINT, signal.SIG_DFL)  # Python would hear it only after this
     try:
         return tf.distribute.MultiWorkerMirroredStrategy()
     finally:
-        timer.cancel()
         signal.signal(signal.SIGINT, handler)
 
 

@@ -33,20 +33,6 @@ def growing(tmp_path_factory, convert_here):
     return Scenario(more, {}, folder / 'before', folder / 'after')
 
 
-@pytest.fixture(scope='module')
-def strace():
-    """Skips where strace is missing or may trace nothing; in CI that is an error."""
-    try:
-        done = subprocess.run(['strace', '-o', os.devnull, '-e', 'inject=fsync:error=EIO', 'true'], check=False,
-                              capture_output=True, text=True)
-        reason = done.stderr.strip()
-    except FileNotFoundError:
-        reason = 'strace is not installed'
-    if reason:
-        assert not os.environ.get('CI'), reason
-        pytest.skip(f'needs strace: {reason}')
-
-
 # The parent's renames: plan, two shards, rejected.csv, index, manifest, plan; the manifest has gone before the second.
 @pytest.mark.parametrize('fault', [
     Fault('parent', 'rename', 3, 'signal=SIGKILL'), Fault('parent', 'rename', 6, 'signal=SIGKILL'),

@@ -57,18 +57,14 @@ def assert_trained_as_one(config):
     assert len(numbers(config)) == config.epochs
 
 
-def test_two_workers_that_are_stopped_and_killed_give_the_losses_of_one_device(config):
-    stopped = trainings.workers(config)
-    stopped[0].wait_for_states(4)
-    os.kill(stopped[1].pid, signal.SIGTERM)
-    assert statuses(stopped) == [143, 143], stopped[0].output
+def test_two_workers_of_which_one_is_killed_give_the_losses_of_one_device(config):
+    config = dataclasses.replace(config, epochs=6)
     killed = trainings.workers(config)
-    killed[0].wait_for_states(3)
+    killed[0].wait_for_states(4)
     os.kill(killed[1].pid, signal.SIGKILL)
     start = time.monotonic()
-    assert statuses(killed) == [2, -9]
+    assert statuses(killed) == [2, -9], killed[0].output
     assert time.monotonic() - start < 30
-    assert 'continuing after epoch' in killed[0].output
     assert killed[0].output.splitlines()[-1].startswith('error: another worker of TF_CONFIG has gone (Collective ops')
     last = trainings.workers(config)
     assert statuses(last) == [0, 0], last[0].output
@@ -102,11 +98,12 @@ def test_killed_and_entered_again_two_workers_end_with_the_same_bits(config, vic
 
 
 @pytest.mark.long
-def test_one_device_goes_on_with_what_two_workers_began(config):
+@pytest.mark.parametrize('asked', [0, 1])
+def test_a_signal_to_one_worker_stops_both_and_one_device_goes_on(config, asked):
     stopped = trainings.workers(config)
     stopped[0].wait_for_states(4)
-    os.kill(stopped[0].pid, signal.SIGTERM)
-    assert statuses(stopped) == [143, 143]
+    os.kill(stopped[asked].pid, signal.SIGTERM)
+    assert statuses(stopped) == [143, 143], stopped[0].output
     fit.fit(dataclasses.replace(config, strategy='one'), records.open_record_set(config.records))
     assert_trained_as_one(config)
 
@@ -161,6 +158,5 @@ def few_seconds():
 def test_a_worker_that_never_comes_is_not_waited_for_without_end(config):
     first, = trainings.workers(config, before=few_seconds, started=1)
     assert first.wait(seconds=60) == 2
-    assert first.output.splitlines()[-1] == (
-        'error: not all 2 workers of TF_CONFIG have come within 5 s: run the same command on each host.')
+    assert first.output.splitlines()[-1].endswith('has not come within 5 s: run the same command on each host.')
     assert not os.path.exists(config.run_dir)
