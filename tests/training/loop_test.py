@@ -122,6 +122,13 @@ def test_groups_of_steps_change_no_bit(small_config):
     assert outcome(train(one)) == outcome(train(many))
 
 
+@pytest.mark.long
+def test_xla_gives_the_losses_that_are_without_it(small_config):
+    plain = small_config(feature_cache='off', dropout=0.0)
+    compiled = dataclasses.replace(again(plain), xla='on', steps_per_call=4)
+    np.testing.assert_allclose(outcome(train(compiled))[0], outcome(train(plain))[0], rtol=1e-4)
+
+
 def poisoned(monkeypatch, at, *, times=1):
     """Makes the loss of the record that comes at step `at` (of the whole run) not finite, so many times."""
     left = [times]
