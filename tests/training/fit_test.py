@@ -274,8 +274,8 @@ def test_a_batch_that_devices_cannot_share(train_config):
 
 
 def test_a_loss_that_is_not_finite_is_told(train_config):
-    config = train_config(optimizer='sgd', learning_rate=1e30, precision='float32')
-    with pytest.raises(UserError, match=r'lower --learning_rate=1e\+30'):
+    config = train_config(optimizer='sgd', learning_rate=4e9, precision='float32')
+    with pytest.raises(UserError, match=r'lower --learning_rate=4000000000\.0'):
         train(config)
 
 
