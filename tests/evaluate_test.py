@@ -36,7 +36,9 @@ def test_each_record_once_in_order(evaluated, record_set, split):
     table = rows(evaluated, split)
     assert [int(row['record_id']) for row in table] == list(ids)
     assert [row['source'] for row in table] == record_set.sources[ids.start:ids.stop]
-    assert list(table[0]) == ['record_id', 'source', 'label', 'predicted', 'p_negative', 'p_positive']
+    assert list(table[0]) == ['record_id', 'source', 'split', 'label', 'predicted', 'p_negative', 'p_positive', 'loss',
+                              'correct']
+    assert {row['split'] for row in table} == {split}
 
 
 def test_metrics_recompute_from_the_file(evaluated):
@@ -44,7 +46,7 @@ def test_metrics_recompute_from_the_file(evaluated):
     table = rows(evaluated)
     truth = np.array([row['label'] == 'positive' for row in table])
     score = np.array([float(row['p_positive']) for row in table])
-    decided = score >= 0.5
+    decided = score >= metrics['threshold']
     assert [row['predicted'] == 'positive' for row in table] == decided.tolist()
     assert metrics['records'] == len(table) and metrics['accuracy'] == (truth == decided).mean()
     assert metrics['confusion_matrix'] == [[((truth == t) & (decided == d)).sum() for d in (0, 1)] for t in (0, 1)]
