@@ -175,7 +175,7 @@ def _kept(path: pathlib.Path, identity: str, count: int) -> tuple[Any, float]:
     """What `_keep` was given of the same; (None, 0) if it is not there or damaged, which each member's CRC tells."""
     import numpy as np
     try:
-        with np.load(path, allow_pickle=False) as kept:
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as kept:
             if str(kept['identity']) == identity and len(kept['probabilities']) == count:
                 return kept['probabilities'], float(kept['images_per_second'])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):

@@ -22,12 +22,15 @@ def of_decisions(labels: np.ndarray, chosen: np.ndarray, classes: int) -> Measur
     all classes / negatives of all classes) are [R]; precision, recall, specificity and f1, each class against the rest,
     [R, C], with occurs (1 where a class has records or was chosen).
     """
-    of_label, of_chosen = _summer(labels, classes), _summer(chosen, classes)
-    right = (labels == chosen).astype(np.float64)
+    cells, cell = np.unique(labels.astype(np.int64) * classes + chosen, return_inverse=True)
+    in_cell = _summer(cell, len(cells))  # the one sum over records
+    of_label, of_chosen = _summer(cells // classes, classes), _summer(cells % classes, classes)
+    right = cells // classes == cells % classes
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
-        records, truth, said = weights.sum(axis=1), of_label(weights), of_chosen(weights)
-        hits = of_label(weights * right)
+        counts = in_cell(weights)
+        records, truth, said = counts.sum(axis=1), of_label(counts), of_chosen(counts)
+        hits = of_label(counts * right)
         recall, negatives = _ratio(hits, truth), records[:, None] - truth
         true_negatives = negatives - said + hits
         return {
@@ -52,16 +55,16 @@ def of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> Measure:
     """
     losses = record_losses(labels, probabilities)
     truth = np.eye(probabilities.shape[1], dtype=bool)[labels]
-    squares = np.square(probabilities - truth)
+    costs = np.column_stack([np.square(probabilities - truth), losses])
     ranked = [_ranks(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
     gaps = [calibration_error(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
-        records = weights.sum(axis=1)
         ranks = [rank(weights) for rank in ranked]
-        brier = weights @ squares / records[:, None]
+        means = weights @ costs / weights.sum(axis=1)[:, None]
+        brier = means[:, :-1]
         return {
-            'log_loss': weights @ losses / records,
+            'log_loss': means[:, -1],
             'brier_sum': brier.sum(axis=1),
             'auc': np.stack([auc for auc, _ in ranks], axis=1),
             'average_precision': np.stack([area for _, area in ranks], axis=1),
@@ -94,12 +97,12 @@ def mean_of_defined(values: np.ndarray) -> np.ndarray:
 
 def _summer(groups: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray]:
     """The function from values [R, N] to their sums over the records of each group, [R, count]."""
-    order = np.argsort(groups, kind='stable')
-    present, starts = np.unique(groups[order], return_index=True)
+    arrange = _arranger(_ascending(groups))
+    present, starts = np.unique(np.sort(groups), return_index=True)
 
     def sums(values: np.ndarray) -> np.ndarray:
         result = np.zeros((len(values), count))
-        result[:, present] = np.add.reduceat(values[:, order], starts, axis=1)
+        result[:, present] = np.add.reduceat(arrange(values), starts, axis=1)
         return result
 
     return sums
@@ -110,24 +113,41 @@ def _ranks(scores: np.ndarray, truth: np.ndarray) -> Callable[[np.ndarray], tupl
 
     Sorted once; records of equal score are one step of both curves.
     """
-    order = np.argsort(-scores, kind='stable')
-    _, starts = np.unique(-scores[order], return_index=True)
-    is_true = truth[order].astype(np.float64)
+    order = _ascending(-scores)
+    arrange, is_true = _arranger(order), truth[order].astype(np.float64)
+    steps, starts = np.unique(-scores[order], return_index=True)
 
     def areas(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        ordered = weights[:, order]
-        found = np.add.reduceat(ordered * is_true, starts, axis=1)  # at each threshold, from the highest
-        taken = np.cumsum(np.add.reduceat(ordered, starts, axis=1), axis=1)
-        hits = np.cumsum(found, axis=1)
-        positives, records = hits[:, -1], taken[:, -1]
-        alarms = np.diff(taken - hits, axis=1, prepend=0)
-        under_roc = np.einsum('rg,rg->r', alarms, hits - found / 2)
-        under_pr = np.einsum('rg,rg->r', found, hits / np.maximum(taken, 1))
-        mixed = (positives > 0) & (positives < records)
-        none = np.where(mixed, 0, np.nan)
+        ordered = arrange(weights)
+        found = ordered * is_true
+        if len(steps) < len(order):
+            ordered, found = (np.add.reduceat(values, starts, axis=1) for values in (ordered, found))
+        taken, hits = np.cumsum(ordered, axis=1), np.cumsum(found, axis=1)  # at each threshold, from the highest
+        positives, records = hits[:, -1].copy(), taken[:, -1].copy()
+        under_roc = np.einsum('rg,rg->r', ordered - found, hits) - np.einsum('rg,rg->r', ordered - found, found) / 2
+        under_pr = np.einsum('rg,rg->r', found, np.divide(hits, np.maximum(taken, 1, out=taken), out=hits))
+        none = np.where((positives > 0) & (positives < records), 0, np.nan)
         return _ratio(under_roc, positives * (records - positives)) + none, _ratio(under_pr, positives) + none
 
     return areas
+
+
+def _ascending(values: np.ndarray) -> np.ndarray:
+    """The order in which values [N] ascend: as they are or backwards if that is one, see `_arranger`."""
+    places, steps = np.arange(len(values)), np.diff(values)
+    if (steps >= 0).all():
+        return places
+    return places[::-1] if (steps <= 0).all() else np.argsort(values, kind='stable')
+
+
+def _arranger(order: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
+    """The function from values [R, N] to values[:, order]; free where the order is theirs already, or its reverse."""
+    places = np.arange(len(order))
+    if np.array_equal(order, places):
+        return lambda values: values
+    if np.array_equal(order, places[::-1]):
+        return lambda values: values[:, ::-1]
+    return lambda values: np.take(values, order, axis=1)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:

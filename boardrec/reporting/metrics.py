@@ -86,7 +86,10 @@ def compute(predictions: Predictions, class_names: Sequence[str], positive_class
     positive = positive_index(class_names, positive_class)
     chosen, classes = decide(probabilities, positive, threshold), len(class_names)
     halved = None if positive is None else decide(probabilities, positive)
-    measure = measure_of(labels, probabilities, chosen, halved)
+    # In the order of a class's probability, since then most of what is sorted is so already: several times as fast.
+    order = np.argsort(probabilities[:, 0 if positive is None else positive], kind='stable')
+    measure = measure_of(labels[order], probabilities[order], chosen[order],
+                         None if halved is None else halved[order])
     drawn = bootstrap.replicates(measure, len(labels), classes=classes) if len(labels) > 1 else None
     value = measure(np.ones((1, len(labels))))
     # Not scikit-learn's, which warns where there is one class.
