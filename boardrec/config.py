@@ -368,6 +368,18 @@ class EvaluateConfig:
     split: str = setting('records to evaluate', 'test', SPLITS)
     records: str = setting('folder of the same records, if they have moved since training', '')
     batch_size: int = setting('images a step', 32)
+    threshold: str = setting(
+        'of two classes, the least probability with which the positive one is chosen: f1, the best on the validation '
+        'records, half, 0.5, or auto, what the run has already, else f1; kept in the run for predict and export',
+        'auto', ('auto', 'f1', 'half'))
+    min_precision: float = setting(
+        'choose among thresholds with at least this precision on the validation records', 0.0)
+    min_recall: float = setting('choose among thresholds with at least this recall on the validation records', 0.0)
+    calibrate: bool = setting(
+        'scale the probabilities by a temperature fitted on the validation records; kept in the run likewise', False)
+    slice_by: str = setting(
+        'metrics of parts of the split too: a regular expression for paths, whose groups name the part, or '
+        'FILE.csv:COLUMN, a CSV file with a column path', '')
     check_sources: int = setting(
         'how many records to compare with the files that they were made from, which lie in --input_dir: how far their '
         'probabilities differ', 0)
@@ -375,9 +387,18 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        check_local(self, 'run_dir', 'input_dir')
+        check_local(self, 'run_dir', 'input_dir', 'slice_by')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
+        for name in ('min_precision', 'min_recall'):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), 'from 0 to 1')
+            _check(self.threshold != 'half' or not getattr(self, name), name, getattr(self, name),
+                   'left out with --threshold=half')
+        try:
+            re.compile(self.slice_by)
+        except re.error as error:
+            _check('.csv:' in self.slice_by.lower(), 'slice_by', self.slice_by, f'a regular expression ({error}) or '
+                   'FILE.csv:COLUMN')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
                'given with --input_dir, the folder that the records were converted from')
         _check(self.check_sources > 0 or self.input_dir == '', 'input_dir', self.input_dir,
