@@ -95,7 +95,7 @@ def _of_run(config: PredictConfig) -> Model:
     progress.import_tensorflow()
     import numpy as np
 
-    from boardrec.data import images, read_ahead
+    from boardrec.data import images
     from boardrec.reporting import metrics
     from boardrec.training import inference
     predictor = inference.load(config.run_dir)
@@ -112,7 +112,7 @@ def _of_run(config: PredictConfig) -> Model:
     identity = {**settings, 'run': [height, width, predictor.config.inference_precision,
                                     classes.positive, images.DECODE_VERSION]}
     return Model(classes.names, identity, config.batch_size * height * width * 3,
-                 read_ahead.pixels_of(height, width, _limits(config)), classify)
+                 images.reader(height, width, _limits(config)), classify)
 
 
 def _of_saved_model(config: PredictConfig) -> Model:

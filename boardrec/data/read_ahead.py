@@ -12,12 +12,11 @@ import threading
 from typing import NamedTuple
 
 import numpy as np
-import tensorflow as tf
 
 from boardrec.data import images, scan, source_file, workers
 from boardrec.data.image_paths import Candidate
 
-THREADS = len(os.sched_getaffinity(0))
+THREADS = 2 * len(os.sched_getaffinity(0))  # while some wait for the interpreter, others decode
 
 
 class Loaded(NamedTuple):
@@ -31,19 +30,6 @@ class Loaded(NamedTuple):
     def bytes(self) -> int:
         """The content's size in memory."""
         return self.content.nbytes if isinstance(self.content, np.ndarray) else len(self.content or b'')
-
-
-def pixels_of(height: int, width: int, limits: images.Limits) -> Callable[[bytes], np.ndarray]:
-    """The function from a file's bytes to uint8 [height, width, 3] by way of what conversion would keep of it.
-
-    It raises images.Rejected.
-    """
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        with tf.device('CPU:0'):  # as tf.data does; a GPU may round otherwise
-            return images.decode(encoded, height, width)
-
-    return lambda data: decode(tf.constant(images.normalise(data, limits))).numpy()
 
 
 def load(candidate: Candidate, content_of: Callable[[bytes], np.ndarray | bytes], max_bytes: int) -> Loaded:

@@ -5,9 +5,7 @@ import threading
 import time
 
 import numpy as np
-from PIL import Image
 import pytest
-import tensorflow as tf
 
 from boardrec.data import images, read_ahead, workers
 from boardrec.data.image_paths import Candidate
@@ -90,21 +88,6 @@ def test_what_nobody_foresaw_is_raised_in_its_turn():
     assert [next(loaded).path for _ in range(3)] == ['0', '1', '2']
     with pytest.raises(ZeroDivisionError):
         next(loaded)
-
-
-def test_pixels_are_those_of_what_conversion_keeps(tmp_path):
-    random = np.random.default_rng(0)
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    Image.fromarray(random.integers(0, 256, (130, 90, 3), np.uint8)).save(tmp_path / 'a.jpg', exif=exif)
-    Image.fromarray(random.integers(0, 256, (90, 70, 4), np.uint8)).save(tmp_path / 'b.png')
-    Image.fromarray(random.integers(0, 256, (32, 24), np.uint8)).save(tmp_path / 'c.png')
-    content_of = read_ahead.pixels_of(32, 24, LIMITS)
-    for path in sorted(tmp_path.iterdir()):
-        kept = images.prepare(path.read_bytes(), images.Storage('keep'), LIMITS).stored
-        loaded = read_ahead.load(Candidate(str(path)), content_of, 1 << 20)
-        assert loaded.error == '' and loaded.bytes == 32 * 24 * 3
-        np.testing.assert_array_equal(loaded.content, images.decode(tf.constant(kept), 32, 24))
 
 
 def test_reasons(tmp_path):

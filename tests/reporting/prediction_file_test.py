@@ -80,7 +80,7 @@ def test_torn_anywhere_it_goes_on_to_the_same_bytes(tmp_path, kind):
     with pytest.raises(KeyboardInterrupt):
         write(path, kind, stop=1)
     part = part_of(path)
-    around_ends = {end + step for end in ends for step in (-1, 0, 1) if end + step <= len(whole)}
+    around_ends = {end + step for end in ends for step in (-1, 0, 1) if 0 <= end + step <= len(whole)}
     for cut in sorted({*range(0, len(whole), 9), *around_ends}):
         for torn in (whole[:cut], whole[:cut] + bytes(40)):  # a file system may leave zeros after a power cut
             part.write_bytes(torn)
