@@ -198,11 +198,6 @@ def test_another_input_and_another_model_are_refused(finished_run, models, whole
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(predict.progress, 'bar', fail)
-        run(finished_run, paths, tmp_path / 'none.csv', batch_size=4)
-    assert [path.name for path in tmp_path.iterdir()] == ['list.txt']  # no row, no part
-    run(finished_run, paths, tmp_path / 'out.csv', batch_size=4)
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(predict.prediction_file.os, 'replace', fail)
         run(finished_run, paths, tmp_path / 'out.csv', batch_size=4)
     part, = tmp_path.glob('out.csv.partial-*')

@@ -136,3 +136,15 @@ def test_two_processes_do_not_write_one_file(tmp_path):
         done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True,
                               cwd=pathlib.Path(prediction_file.__file__).parents[2], check=False)
         assert 'another process is writing it: wait for it, or name another output' in done.stderr
+
+
+@pytest.mark.parametrize('kind', prediction_file.FORMATS)
+def test_a_row_that_was_never_written_ends_what_is_kept(tmp_path, kind):
+    path = tmp_path / 'out'
+    with pytest.raises(KeyboardInterrupt):
+        write(path, kind, stop=5)
+    part = part_of(path)
+    torn = part.read_bytes().replace(b'"yes",', b'"\0\0\0",') if kind == 'csv' else part.read_bytes().replace(
+        b'"predicted": "yes"', b'"predicted": "\\u0000"')
+    part.write_bytes(torn)
+    assert write(path, kind) == len(ODD) - 3  # the fourth row is the first with this class
