@@ -409,14 +409,32 @@ class EvaluateConfig:
 class PredictConfig:
     """Settings of `python -m boardrec.predict`."""
 
-    run_dir: str = setting('folder of a finished run')
-    images: str = setting('folder of images (searched through), one image, or a quoted glob such as "photos/*.jpg"')
-    output: str = setting('CSV file to write')
+    run_dir: str = setting('folder of a finished run', '')
+    saved_model: str = setting(
+        'in place of --run_dir, an export: the folder of a version, or of versions, of which the newest is taken', '')
+    images: str = setting(
+        'folder of images (searched through), a quoted glob such as "photos/*.jpg", one image, a .txt file of paths, '
+        'or - for paths on standard input; paths are ended by line breaks, or by NULs as find -print0 does')
+    output: str = setting('file to write, FILE.csv or FILE.jsonl, or - for standard output')
+    output_format: str = setting('csv or jsonl (JSON lines); auto takes what --output ends in, and csv for -', 'auto',
+                                 ('auto', 'csv', 'jsonl'))
     batch_size: int = setting('images a step', 32)
+    max_image_mib: int = setting('refuse files of more MiB', ConvertConfig.max_image_mib)
+    max_megapixels: float = setting('refuse images of more megapixels, by their headers', ConvertConfig.max_megapixels)
+    max_side: int = setting('refuse images of more pixels a side', ConvertConfig.max_side)
+    max_side_ratio: float = setting('refuse images whose longer side is more times the shorter',
+                                    ConvertConfig.max_side_ratio)
 
     def __post_init__(self):
-        check_local(self, 'run_dir', 'images', 'output')
-        _check_at_least(self, 1, 'batch_size')
+        _check_choices(self)
+        check_local(self, 'run_dir', 'saved_model', 'images', 'output')
+        if not self.run_dir and not self.saved_model:
+            raise UserError('--run_dir is missing: name a finished run, or an export with --saved_model (--help lists '
+                            'the flags).')
+        _check(not self.run_dir or not self.saved_model, 'saved_model', self.saved_model,
+               f'given without --run_dir={self.run_dir}')
+        _check_at_least(self, 1, 'batch_size', 'max_image_mib', 'max_side', 'max_side_ratio')
+        _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
