@@ -104,10 +104,10 @@ def _of_run(config: PredictConfig) -> Model:
 
     def classify(pixels: list[Any]) -> list[tuple[str, list[float]]]:
         probabilities = function(np.stack(pixels)).numpy()
-        chosen = metrics.decide(probabilities, classes.positive)
+        chosen = metrics.decide(probabilities, classes.positive, predictor.threshold)
         return [(classes.names[choice], row) for choice, row in zip(chosen, probabilities.tolist(), strict=True)]
 
-    # With whatever else a decision may depend on, such as a threshold.
+    # With whatever else a decision depends on, such as the threshold.
     settings = {name: value for name, value in predictor._asdict().items() if isinstance(value, dict | int | float)}
     identity = {**settings, 'run': [height, width, predictor.config.inference_precision,
                                     classes.positive, images.DECODE_VERSION]}
