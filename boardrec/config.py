@@ -368,6 +368,18 @@ class EvaluateConfig:
     split: str = setting('records to evaluate', 'test', SPLITS)
     records: str = setting('folder of the same records, if they have moved since training', '')
     batch_size: int = setting('images a step', 32)
+    threshold: str = setting(
+        'of two classes, the least probability with which the positive one is chosen: f1, the best on the validation '
+        'records, half, 0.5, or auto, what the run has already, else f1; kept in the run for predict and export',
+        'auto', ('auto', 'f1', 'half'))
+    min_precision: float = setting(
+        'choose among thresholds with at least this precision on the validation records', 0.0)
+    min_recall: float = setting('choose among thresholds with at least this recall on the validation records', 0.0)
+    calibrate: bool = setting(
+        'scale the probabilities by a temperature fitted on the validation records; kept in the run likewise', False)
+    slice_by: str = setting(
+        'metrics of parts of the split too: a regular expression for paths, whose groups name the part, or '
+        'FILE.csv:COLUMN, a CSV file with a column path', '')
     check_sources: int = setting(
         'how many records to compare with the files that they were made from, which lie in --input_dir: how far their '
         'probabilities differ', 0)
@@ -375,9 +387,18 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        check_local(self, 'run_dir', 'input_dir')
+        check_local(self, 'run_dir', 'input_dir', 'slice_by')
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
+        for name in ('min_precision', 'min_recall'):
+            _check(0 <= getattr(self, name) <= 1, name, getattr(self, name), 'from 0 to 1')
+            _check(self.threshold != 'half' or not getattr(self, name), name, getattr(self, name),
+                   'left out with --threshold=half')
+        try:
+            re.compile(self.slice_by)
+        except re.error as error:
+            _check('.csv:' in self.slice_by.lower(), 'slice_by', self.slice_by, f'a regular expression ({error}) or '
+                   'FILE.csv:COLUMN')
         _check(not self.check_sources or self.input_dir != '', 'check_sources', self.check_sources,
                'given with --input_dir, the folder that the records were converted from')
         _check(self.check_sources > 0 or self.input_dir == '', 'input_dir', self.input_dir,
@@ -388,14 +409,32 @@ class EvaluateConfig:
 class PredictConfig:
     """Settings of `python -m boardrec.predict`."""
 
-    run_dir: str = setting('folder of a finished run')
-    images: str = setting('folder of images (searched through), one image, or a quoted glob such as "photos/*.jpg"')
-    output: str = setting('CSV file to write')
+    run_dir: str = setting('folder of a finished run', '')
+    saved_model: str = setting(
+        'in place of --run_dir, an export: the folder of a version, or of versions, of which the newest is taken', '')
+    images: str = setting(
+        'folder of images (searched through), a quoted glob such as "photos/*.jpg", one image, a .txt file of paths, '
+        'or - for paths on standard input; paths are ended by line breaks, or by NULs as find -print0 does')
+    output: str = setting('file to write, FILE.csv or FILE.jsonl, or - for standard output')
+    output_format: str = setting('csv or jsonl (JSON lines); auto takes what --output ends in, and csv for -', 'auto',
+                                 ('auto', 'csv', 'jsonl'))
     batch_size: int = setting('images a step', 32)
+    max_image_mib: int = setting('refuse files of more MiB', ConvertConfig.max_image_mib)
+    max_megapixels: float = setting('refuse images of more megapixels, by their headers', ConvertConfig.max_megapixels)
+    max_side: int = setting('refuse images of more pixels a side', ConvertConfig.max_side)
+    max_side_ratio: float = setting('refuse images whose longer side is more times the shorter',
+                                    ConvertConfig.max_side_ratio)
 
     def __post_init__(self):
-        check_local(self, 'run_dir', 'images', 'output')
-        _check_at_least(self, 1, 'batch_size')
+        _check_choices(self)
+        check_local(self, 'run_dir', 'saved_model', 'images', 'output')
+        if not self.run_dir and not self.saved_model:
+            raise UserError('--run_dir is missing: name a finished run, or an export with --saved_model (--help lists '
+                            'the flags).')
+        _check(not self.run_dir or not self.saved_model, 'saved_model', self.saved_model,
+               f'given without --run_dir={self.run_dir}')
+        _check_at_least(self, 1, 'batch_size', 'max_image_mib', 'max_side', 'max_side_ratio')
+        _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -5,6 +5,7 @@ import json
 import pathlib
 import time
 from typing import Any
+import zipfile
 
 import boardrec
 from boardrec import cli, progress
@@ -14,7 +15,10 @@ from boardrec.training import run_dir
 
 
 def main(config: EvaluateConfig) -> None:
-    """Writes predictions.csv, metrics.json and classification_report.txt of a split into RUN, and the report."""
+    """Writes predictions.csv, metrics.json, summary.txt and classification_report.txt of a split into RUN.
+
+    And the report, and decision.json: threshold and, if asked for, temperature, chosen on the validation records.
+    """
     _, trained, _ = run_dir.require_finished(config.run_dir)
     if config.input_dir and not pathlib.Path(config.input_dir).is_dir():
         raise UserError(f'--input_dir={config.input_dir}: there is no such folder.')
@@ -25,46 +29,90 @@ def main(config: EvaluateConfig) -> None:
 def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     progress.import_tensorflow()
     from boardrec.data import images
-    from boardrec.reporting import metrics, report
+    from boardrec.reporting import metrics, predictions_csv, report, summary
     from boardrec.training import inference
 
     predictor = inference.load(config.run_dir)
     record_set = _open_records(config, predictor, records_folder)
-    folder = predictor.run.evaluation(config.split)
-    identity = {
-        'split': config.split, 'inference_precision': predictor.config.inference_precision,
-        'weights_sha256': predictor.facts['weights_sha256'], 'records_fingerprint': record_set.manifest.fingerprint,
-        'decode_version': images.DECODE_VERSION, 'boardrec': boardrec.__version__}
     names, positive = predictor.classes.names, predictor.config.positive_class or None
+    ids = record_set.split_range(config.split)
+    slice_of = _slices_of(config, record_set.sources[ids.start:ids.stop])
     sample = _sources(config, record_set) if config.check_sources else []
-    speed, source_check = _earlier(folder, identity)
-    if speed is None:
-        predictions, speed = _predict(config, predictor, record_set)
-        folder.mkdir(parents=True, exist_ok=True)
-        metrics.write_predictions(folder / 'predictions.csv', predictions, names, positive_class=positive)
-    else:
-        progress.say(f'{folder}: predictions are there already')
+    decision = _decision(config, predictor, record_set)
+    predictor = inference.with_decision(predictor, decision)
+    folder = predictor.run.evaluation(config.split)
+    probabilities, speed = _probabilities(config, predictor, record_set, config.split)
+    predictions_csv.write(
+        folder / 'predictions.csv', _as_predictions(record_set, config.split, probabilities), names, split=config.split,
+        positive_class=positive, threshold=predictor.threshold)
     # Computed from the file, so that whoever has the file can compute the same.
-    predictions, _ = metrics.read_predictions(folder / 'predictions.csv')
+    predictions, _ = predictions_csv.read(folder / 'predictions.csv')
+    identity = {'split': config.split, **_identity(predictor, record_set), 'decision': decision,
+                'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
+    source_check = _earlier_check(folder, identity)
     if sample:
         source_check = _check_sources(config, predictor, sample, predictions)
-    values = metrics.compute(predictions, names, positive)
-    text = metrics.classification_report_text(predictions, names, positive)
-    with files.atomic_write(folder / 'classification_report.txt') as file:
-        file.write(text.encode())
+    values = metrics.compute(predictions, names, positive, predictor.threshold)
+    sliced = _sliced(predictor, predictions, slice_of)
+    texts = {'classification_report.txt': metrics.classification_report_text(
+                 predictions, names, positive, predictor.threshold),
+             'summary.txt': summary.text(values, sliced)}
+    for name, text in texts.items():
+        with files.atomic_write(folder / name) as file:
+            file.write(text.encode('utf-8', 'backslashreplace'))
     metrics.write_json(folder / 'metrics.json', {
-        **values, **identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv'),
-        'images_per_second': speed, 'source_check': source_check})
+        **values, **identity, 'bootstrap': _bootstrap(predictions), 'images_per_second': speed,
+        'source_check': source_check, 'slice_by': config.slice_by or None, 'slices': sliced})
     predictor.run.report.parent.mkdir(exist_ok=True)
     report.write(
         predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
         history=run_dir.read_history(predictor.run), metrics=values, predictions=predictions, class_names=names,
         read_image=lambda record_id: images.picture(
             tfrecord.read_image(record_set, record_id), record_set.manifest.storage))
-    progress.say(text.rstrip())
+    for line in [*(text.rstrip() for text in texts.values()), *summary.warnings(sliced)]:
+        progress.say(line)
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
     progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '
                  f'report: {predictor.run.report}')
+
+
+def _decision(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:
+    """The run's threshold and temperature: those that it has, or chosen on the validation records and written there."""
+    from boardrec.reporting import decisions
+    from boardrec.training import inference
+    kept = run_dir.read_decision(predictor.run, predictor.facts)
+    criterion = decisions.Criterion(config.threshold, config.min_precision, config.min_recall, config.calibrate)
+    if kept and criterion == decisions.Criterion():
+        return kept
+    raw, _ = _probabilities(config, predictor._replace(temperature=1.0), record_set, 'val')
+    decision = decisions.choose(
+        _as_predictions(record_set, 'val', raw), predictor.classes.positive, criterion,
+        lambda temperature: inference.calibrate(raw, temperature).numpy())
+    decision |= {'weights_sha256': predictor.facts['weights_sha256'],
+                 'records_fingerprint': record_set.manifest.fingerprint}
+    if decision != kept:
+        run_dir.write_decision(predictor.run, decision)
+        progress.say(f'{predictor.run.decision}: {decisions.sentence(decision)}')
+    return decision
+
+
+def _slices_of(config: EvaluateConfig, sources: list[str]) -> list[str]:
+    from boardrec.reporting import slices
+    return slices.names_of(sources, config.slice_by) if config.slice_by else []
+
+
+def _sliced(predictor: Any, predictions: Any, slice_of: list[str]) -> list[dict[str, Any]]:
+    from boardrec.reporting import slices
+    if not slice_of:
+        return []
+    return slices.compute(predictions, slice_of, predictor.classes.names, predictor.config.positive_class or None,
+                          predictor.threshold)
+
+
+def _bootstrap(predictions: Any) -> dict[str, Any]:
+    from boardrec.reporting import bootstrap
+    return {'level': bootstrap.LEVEL, 'seed': bootstrap.SEED,
+            'resamples': bootstrap.resamples(*predictions.probabilities.shape)}
 
 
 def _open_records(config: EvaluateConfig, predictor: Any, folder: pathlib.Path) -> records.RecordSet:
@@ -79,37 +127,87 @@ def _open_records(config: EvaluateConfig, predictor: Any, folder: pathlib.Path) 
     return record_set
 
 
-def _earlier(folder: pathlib.Path, identity: dict[str, Any]) -> tuple[float | None, dict[str, Any] | None]:
-    """The images/s of an earlier evaluation of exactly this, if there is a whole one, and its check of sources."""
+def _identity(predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:
+    """What the network's probabilities depend on."""
+    from boardrec.data import images
+    return {'inference_precision': predictor.config.inference_precision,
+            'weights_sha256': predictor.facts['weights_sha256'],
+            'records_fingerprint': record_set.manifest.fingerprint,
+            'decode_version': images.DECODE_VERSION, 'boardrec': boardrec.__version__}
+
+
+def _earlier_check(folder: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The check of sources of an earlier evaluation of exactly this, if there was one."""
     try:
         earlier = json.loads((folder / 'metrics.json').read_bytes())
-        done = {**identity, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
-        same = all(earlier[name] == value for name, value in done.items())
-        return (earlier['images_per_second'], earlier['source_check']) if same else (None, None)
+        same = all(earlier[name] == value for name, value in identity.items())
+        return earlier['source_check'] if same else None
     except (OSError, ValueError, KeyError, TypeError):
-        return None, None
+        return None
 
 
-def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> tuple[Any, float]:
-    """Predictions of each record once, in record_id order, and images/s."""
+def _probabilities(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet,
+                   split: str) -> tuple[Any, float]:
+    """Calibrated probabilities float32 [N, C] of each record once, in record_id order, and images/s.
+
+    The network is asked once: what it says is kept, so that another threshold or temperature costs nothing.
+    """
+    from boardrec.training import inference
+    path = predictor.run.evaluation(split) / 'uncalibrated.npz'
+    identity = json.dumps(_identity(predictor, record_set))
+    raw, speed = _kept(path, identity, len(record_set.split_range(split)))
+    if raw is None:
+        raw, speed = _predict(config, predictor._replace(temperature=1.0), record_set, split)
+        _keep(path, identity, raw, speed)
+    else:
+        progress.say(f'{path.parent}: predictions are there already')
+    return inference.calibrate(raw, predictor.temperature).numpy(), speed
+
+
+def _keep(path: pathlib.Path, identity: str, probabilities: Any, speed: float) -> None:
+    import numpy as np
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with files.atomic_write(path) as file:
+        np.savez(file, probabilities=probabilities, identity=identity, images_per_second=speed)
+
+
+def _kept(path: pathlib.Path, identity: str, count: int) -> tuple[Any, float]:
+    """What `_keep` was given of the same; (None, 0) if it is not there or damaged, which each member's CRC tells."""
+    import numpy as np
+    try:
+        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as kept:
+            if str(kept['identity']) == identity and len(kept['probabilities']) == count:
+                return kept['probabilities'], float(kept['images_per_second'])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        pass
+    return None, 0.0
+
+
+def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet, split: str) -> tuple[Any, float]:
+    """What the run says of each record once, float32 [N, C] in record_id order, and images/s."""
     import numpy as np
 
     from boardrec.data import input_pipeline
-    from boardrec.reporting import metrics
     from boardrec.training import inference
-    function, ids = inference.probabilities(predictor), record_set.split_range(config.split)
+    function, count = inference.probabilities(predictor), len(record_set.split_range(split))
     dataset = input_pipeline.eval_dataset(
-        record_set, config.split, image_size=predictor.config.height_width(), batch_size=config.batch_size)
+        record_set, split, image_size=predictor.config.height_width(), batch_size=config.batch_size)
     rows, start = [], time.perf_counter()
-    with progress.bar(f'evaluating {config.split}', total=len(ids), unit='images') as bar:
+    with progress.bar(f'evaluating {split}', total=count, unit='images') as bar:
         with input_pipeline.naming_damage(record_set):
             for batch in dataset:
                 rows.append(function(batch.inputs).numpy())
                 bar.update(len(rows[-1]))
-    seconds = time.perf_counter() - start
-    return metrics.Predictions(
-        np.array(ids, np.int64), record_set.sources[ids.start:ids.stop], record_set.labels[ids.start:ids.stop],
-        np.concatenate(rows)), len(ids) / seconds
+    return np.concatenate(rows), count / (time.perf_counter() - start)
+
+
+def _as_predictions(record_set: records.RecordSet, split: str, probabilities: Any) -> Any:
+    import numpy as np
+
+    from boardrec.reporting import metrics
+    ids = record_set.split_range(split)
+    return metrics.Predictions(np.array(ids, np.int64), record_set.sources[ids.start:ids.stop],
+                               record_set.labels[ids.start:ids.stop], probabilities)
 
 
 def _sources(config: EvaluateConfig, record_set: records.RecordSet) -> list[records.Row]:
@@ -144,8 +242,10 @@ def _check_sources(config: EvaluateConfig, predictor: Any, rows: list[records.Ro
         function(np.stack([read(pathlib.Path(config.input_dir, row.source).read_bytes()) for row in batch])).numpy()
         for batch in batches])
     of_records = predictions.probabilities[[row.record_id - predictions.record_ids[0] for row in rows]]
-    difference, positive = np.abs(of_records - of_sources), predictor.classes.positive
-    decisions = metrics.decide(of_records, positive) != metrics.decide(of_sources, positive)
+    difference = np.abs(of_records - of_sources)
+    chosen = [metrics.decide(probabilities, predictor.classes.positive, predictor.threshold)
+              for probabilities in (of_records, of_sources)]
+    decisions = chosen[0] != chosen[1]
     check = {'records': len(rows), 'max_difference': float(difference.max()),
              'mean_difference': float(difference.mean()), 'decisions_differ': int(decisions.sum())}
     progress.say(f'{check["records"]} records and their source files: probabilities differ by at most '

@@ -1,117 +1,181 @@
-"""Classifies image files with a finished run.
+"""Classifies image files: python -m boardrec.predict --run_dir=RUN --images=FOLDER_OR_GLOB --output=predictions.csv."""
 
-python -m boardrec.predict --run_dir=RUN --images=FOLDER_OR_GLOB --output=predictions.csv
-"""
-
-from collections.abc import Iterator
-import concurrent.futures
-import csv
-import glob
-import io
-import os
+from collections.abc import Callable, Iterable, Iterator
+import contextlib
+import functools
+import itertools
 import pathlib
-from typing import Any
+import sys
+import time
+from typing import Any, NamedTuple
 
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
-from boardrec.data import files, scan
-from boardrec.training import run_dir
+from boardrec.data import image_paths
+from boardrec.data.image_paths import Candidate
+from boardrec.reporting import prediction_file
+from boardrec.reporting.prediction_file import Row
+from boardrec.serving import saved_model
+from boardrec.training import run_dir, stopping
 
-_FIRST_COLUMNS = b'source,predicted,'
+_HELD_BYTES = 256 << 20  # of images that wait for the model, or more if two batches are
+
+
+class Model(NamedTuple):
+    """A run or an export: what it is, what it takes, and what it says."""
+
+    names: list[str]
+    identity: dict[str, Any]  # what its answers depend on
+    batch_bytes: int  # of a batch of pixels
+    content_of: Callable[[bytes], Any]  # of a file, what `classify` takes; raises images.Rejected
+    classify: Callable[[list[Any]], list[tuple[str, list[float]]]]  # class ('': not decoded), each one's probability
 
 
 def main(config: PredictConfig) -> None:
-    """Writes a CSV file with a row an image: source, predicted, p_CLASS for each class, error (if it is no image)."""
-    sources, refused = find_images(config.images)
-    output = pathlib.Path(config.output)
-    _check_output(output)
-    sources = [source for source in sources if os.path.abspath(source) != os.path.abspath(output)]
-    if not sources:
-        raise UserError(f'--images={config.images}: nothing there but --output={output}; name a folder of images.')
-    run_dir.require_finished(config.run_dir)
-    progress.import_tensorflow()
-    from boardrec.training import inference
-    predictor = inference.load(config.run_dir)
-    failed = 0
-    with files.atomic_write(output) as binary:
-        text = io.TextIOWrapper(binary, 'utf-8', errors='surrogateescape', newline='')
-        writer = csv.writer(text, lineterminator='\n')
-        writer.writerow(['source', 'predicted', *(f'p_{name}' for name in predictor.classes.names), 'error'])
-        with progress.bar('predicting', total=len(sources), unit='images') as bar:
-            for row in _rows(sources, refused, predictor, config.batch_size):
-                writer.writerow(row)
-                failed += bool(row[-1])
-                bar.update(1)
-        text.detach()  # flushes, and leaves the file to atomic_write
-    progress.say(f'{output}: {len(sources) - failed:,} images classified, {failed:,} files could not be')
+    """Writes a row an image: path, predicted, the probability of each class, and an error where it is no image.
+
+    Files that are no images do not change the exit status, which is 0. The same command goes on after an interruption.
+    """
+    stdout = sys.stdout
+    output = None if config.output == '-' else pathlib.Path(config.output)
+    if output:
+        prediction_file.require_output(output)
+    kind = _format(config)
+    with contextlib.nullcontext() if output else contextlib.redirect_stdout(sys.stderr), stopping.listen():
+        candidates, total = _candidates(config, output)
+        model = _of_saved_model(config) if config.saved_model else _of_run(config)
+        with contextlib.ExitStack() as stack:
+            if output:
+                writer = stack.enter_context(prediction_file.opened(output, model.names, kind, model.identity))
+            else:
+                writer = prediction_file.Writer(stdout.buffer, model.names, kind)
+            candidates = writer.resume(candidates, config.batch_size)
+            earlier, start = writer.rows, time.perf_counter()
+            if earlier:
+                progress.say(f'{output}: going on behind {earlier:,} rows')
+            _write(config, model, candidates, writer, total)
+        rate = (writer.rows - earlier) / (time.perf_counter() - start)
+        progress.say(f'{output or "standard output"}: {writer.rows - writer.failed:,} images classified, '
+                     f'{writer.failed:,} files could not be; {rate:,.1f} a second')
 
 
-def _check_output(output: pathlib.Path) -> None:
-    """Raises UserError for an output that would replace anything but earlier predictions: a photograph, say."""
-    if output.is_dir() or not output.absolute().parent.is_dir():
-        raise UserError(f'--output={output}: must be a file in a folder that exists.')
-    if not output.exists():
-        return
-    with open(output, 'rb') as file:
-        ours = file.read(len(_FIRST_COLUMNS)) == _FIRST_COLUMNS
-    if not ours:
-        raise UserError(f'--output={output} is there and holds something else than predictions: name another file.')
+def _format(config: PredictConfig) -> str:
+    """The format of the output. Raises UserError if nothing says it."""
+    ending = 'csv' if config.output == '-' else pathlib.Path(config.output).suffix[1:].lower()
+    kind = ending if config.output_format == 'auto' else config.output_format
+    if kind not in prediction_file.FORMATS:
+        raise UserError(f'--output={config.output}: must end in .csv or .jsonl, or give --output_format.')
+    return kind
 
 
-def find_images(images: str) -> tuple[list[str], dict[str, str]]:
-    """The paths that --images means, sorted, and of those that are no files why; links are followed, as in conversion.
+def _candidates(config: PredictConfig, output: pathlib.Path | None) -> tuple[Iterator[Candidate], int | None]:
+    """What to predict, and how many that is: they are counted beforehand, but for those on standard input.
 
     Raises UserError if there are none.
     """
-    if os.path.isdir(images):
-        regular, rejected = scan.walk(pathlib.Path(images))
-        found = [os.path.join(images, source) for source, *_ in regular]
-        refused = {os.path.join(images, item.source): item.reason for item in rejected}
-    else:
-        found, refused = [images] if os.path.isfile(images) else glob.glob(images, recursive=True), {}
-        found = [path for path in found if os.path.isfile(path)]
-    if not found:
-        raise UserError(f'--images={images}: no file there; name a folder, an image or a quoted glob.')
-    return sorted([*found, *refused]), refused
+    def found() -> Iterator[Candidate]:
+        candidates = image_paths.find(config.images)
+        return (one for one in candidates if not (output and prediction_file.is_own(one.path, output)))
+
+    if config.images != image_paths.STANDARD_INPUT:
+        total = sum(1 for _ in found())
+        if not total:
+            raise UserError(f'--images={config.images}: no file there; name a folder, an image, a list of paths that '
+                            'ends in .txt, or a quoted glob.')
+        return found(), total
+    candidates = found()
+    first = next(candidates, None)
+    if first is None:
+        raise UserError('--images=-: no path on standard input; end each by a line break, or by a NUL.')
+    return itertools.chain([first], candidates), None
 
 
-def _rows(sources: list[str], refused: dict[str, str], predictor: Any, batch_size: int) -> Iterator[list[str]]:
-    """The rows of the output, in order; the next batch is read while one is computed."""
+def _of_run(config: PredictConfig) -> Model:
+    run_dir.require_finished(config.run_dir)
+    progress.import_tensorflow()
     import numpy as np
 
     from boardrec.data import images
     from boardrec.reporting import metrics
     from boardrec.training import inference
-    names = predictor.classes.names
-    function, read = inference.probabilities(predictor), inference.file_reader(predictor)
+    predictor = inference.load(config.run_dir)
+    classes, (height, width) = predictor.classes, predictor.config.height_width()
+    function = inference.probabilities(predictor)
 
-    def load(source: str) -> tuple[str, Any, str]:
-        """(source, pixels or None, error)."""
-        if source in refused:
-            return source, None, refused[source]
-        try:
-            return source, read(pathlib.Path(source).read_bytes()), ''
-        except images.Rejected as error:
-            return source, None, str(error)
-        except OSError as error:
-            return source, None, f'unreadable: {error.strerror}'
+    def classify(pixels: list[Any]) -> list[tuple[str, list[float]]]:
+        probabilities = function(np.stack(pixels)).numpy()
+        chosen = metrics.decide(probabilities, classes.positive, predictor.threshold)
+        return [(classes.names[choice], row) for choice, row in zip(chosen, probabilities.tolist(), strict=True)]
 
-    with concurrent.futures.ThreadPoolExecutor() as pool:
-        batches = [sources[i:i + batch_size] for i in range(0, len(sources), batch_size)]
-        coming = [pool.submit(load, source) for source in batches[0]]
-        for following in [*batches[1:], []]:
-            loaded = [future.result() for future in coming]
-            coming = [pool.submit(load, source) for source in following]
-            good = [pixels for _, pixels, _ in loaded if pixels is not None]
-            result = iter(function(np.stack(good)).numpy() if good else ())
-            for source, pixels, error in loaded:
-                if pixels is None:
-                    yield [source, '', *('' for _ in names), error]
-                    continue
-                values = next(result)
-                chosen = names[metrics.decide(values[None], predictor.classes.positive)[0]]
-                yield [source, chosen, *(f'{value:.9g}' for value in values), '']
+    # With whatever else a decision depends on, such as the threshold.
+    settings = {name: value for name, value in predictor._asdict().items() if isinstance(value, dict | int | float)}
+    identity = {**settings, 'run': [height, width, predictor.config.inference_precision,
+                                    classes.positive, images.DECODE_VERSION]}
+    return Model(classes.names, identity, config.batch_size * height * width * 3,
+                 images.reader(height, width, _limits(config)), classify)
+
+
+def _of_saved_model(config: PredictConfig) -> Model:
+    folder, metadata = saved_model.find(config.saved_model)
+    progress.import_tensorflow()
+    from boardrec.data import images
+    ask = saved_model.load(folder)
+
+    def classify(encoded: list[bytes]) -> list[tuple[str, list[float]]]:
+        answer = ask(encoded)
+        return list(zip(answer.labels, answer.probabilities.tolist(), strict=True))
+
+    height, width = metadata['image_size']
+    return Model(metadata['class_names'], {'saved_model': metadata}, config.batch_size * height * width * 3,
+                 functools.partial(images.normalise, limits=_limits(config)), classify)
+
+
+def _limits(config: PredictConfig) -> Any:
+    from boardrec.data import images
+    return images.Limits(round(config.max_megapixels * 1e6), config.max_side, config.max_side_ratio)
+
+
+def _write(config: PredictConfig, model: Model, candidates: Iterator[Candidate], writer: prediction_file.Writer,
+           total: int | None) -> None:
+    """Writes the rows, a batch at a time, while the next ones are read."""
+    from boardrec.data import read_ahead
+    held = max(_HELD_BYTES, 2 * model.batch_bytes)
+    load = functools.partial(read_ahead.load, content_of=model.content_of, max_bytes=config.max_image_mib << 20)
+    loaded = read_ahead.in_order(candidates, load, ahead=2 * config.batch_size + read_ahead.THREADS, held_bytes=held)
+    with contextlib.closing(loaded), progress.bar('predicting', total=total, unit='images') as bar:
+        bar.initial = bar.n = writer.rows
+        for batch in _batches(loaded, config.batch_size, held):
+            writer.write(_rows(batch, model))
+            bar.update(len(batch))
+
+
+def _batches(loaded: Iterable[Any], size: int, held: int) -> Iterator[list[Any]]:
+    """What was loaded, in lists of `size`, or in parts of these where one would hold too much.
+
+    What shares a list depends on the paths and files alone: whoever goes on begins where a list of `size` does.
+    """
+    batch, batch_bytes = [], 0
+    for number, one in enumerate(loaded, 1):
+        batch.append(one)
+        batch_bytes += one.bytes
+        if number % size == 0 or batch_bytes >= held:
+            yield batch
+            batch, batch_bytes = [], 0
+    if batch:
+        yield batch
+
+
+def _rows(batch: list[Any], model: Model) -> list[Row]:
+    good = [one.content for one in batch if not one.error]
+    answers, rows = iter(model.classify(good) if good else ()), []
+    for one in batch:
+        predicted, probabilities = ('', []) if one.error else next(answers)
+        if predicted:
+            rows.append(Row(one.path, predicted, tuple(float(f'{value:.9g}') for value in probabilities)))
+        else:
+            rows.append(Row(one.path, error=one.error or 'decoder error: of the exported graph'))
+    return rows
 
 
 if __name__ == '__main__':
-    cli.run(main, PredictConfig)
+    cli.run(main, PredictConfig, resumes=True)

@@ -12,9 +12,10 @@ REQUIRED = {
     ConvertConfig: {'input_dir': 'IMAGES', 'output_dir': 'RECORDS'},  # or tfds
     TrainConfig: {'records': 'RECORDS', 'run_dir': 'RUN'},
     EvaluateConfig: {'run_dir': 'RUN'},
-    PredictConfig: {'run_dir': 'RUN', 'images': 'IMAGES', 'output': 'predictions.csv'},
+    PredictConfig: {'run_dir': 'RUN', 'images': 'IMAGES', 'output': 'predictions.csv'},  # or saved_model
     ExportConfig: {'run_dir': 'RUN', 'export_dir': 'MODELS'},
 }
+ALTERNATIVES = {ConvertConfig: {'input_dir'}, PredictConfig: {'run_dir'}}  # one of two is required
 
 
 def make(config_class, **values):
@@ -41,7 +42,7 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
         if field.default is not dataclasses.MISSING:
             assert type(field.default) is field.type, field.name
     required = {field.name for field in dataclasses.fields(config_class) if field.default is dataclasses.MISSING}
-    assert required == set(REQUIRED[config_class]) - {'input_dir'}
+    assert required == set(REQUIRED[config_class]) - ALTERNATIVES.get(config_class, set())
 
 
 @pytest.mark.parametrize(('config_class', 'name', 'value', 'wanted'), [
@@ -140,9 +141,19 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (EvaluateConfig, 'split', 'dev', 'one of train, val, test'),
     (EvaluateConfig, 'batch_size', 0, 'at least 1'),
     (EvaluateConfig, 'check_sources', -1, 'at least 0'),
+    (EvaluateConfig, 'threshold', '0.4', 'one of auto, f1, half'),
+    (EvaluateConfig, 'min_precision', 1.5, 'from 0 to 1'),
+    (EvaluateConfig, 'min_recall', -0.1, 'from 0 to 1'),
+    (EvaluateConfig, 'slice_by', '(a', 'a regular expression'),
     (EvaluateConfig, 'check_sources', 5, 'given with --input_dir, the folder that the records were converted from'),
     (EvaluateConfig, 'input_dir', 'IMAGES', 'given with --check_sources'),
     (PredictConfig, 'batch_size', 0, 'at least 1'),
+    (PredictConfig, 'output_format', 'tsv', 'one of auto, csv, jsonl'),
+    (PredictConfig, 'saved_model', 'MODELS', 'given without --run_dir=RUN'),
+    (PredictConfig, 'max_image_mib', 0, 'at least 1'),
+    (PredictConfig, 'max_megapixels', 0.0, 'above 0'),
+    (PredictConfig, 'max_side', 0, 'at least 1'),
+    (PredictConfig, 'max_side_ratio', 0.5, 'at least 1'),
 ])
 def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, value, wanted):
     with pytest.raises(UserError) as caught:

@@ -40,9 +40,9 @@ def job(tmp_path_factory):
     return folder
 
 
-def predictions(path):
+def predictions(path, key='source'):
     with open(path, newline='') as file:
-        return {row['source']: row for row in csv.DictReader(file)}
+        return {row[key]: row for row in csv.DictReader(file)}
 
 
 def test_everything_is_where_it_was_promised(job):
@@ -69,7 +69,7 @@ def test_it_learned(job):
 
 def test_evaluation_prediction_and_export_agree(job):
     evaluated = predictions(job / 'run/evaluation/test/predictions.csv')
-    predicted = predictions(job / 'predictions.csv')
+    predicted = predictions(job / 'predictions.csv', 'path')
     signature = tf.saved_model.load(str(job / 'models/boardrec/1')).signatures['serving_default']
     sources = sorted(evaluated)
     images = [(job / 'images' / source).read_bytes() for source in sources]

@@ -36,7 +36,9 @@ def test_each_record_once_in_order(evaluated, record_set, split):
     table = rows(evaluated, split)
     assert [int(row['record_id']) for row in table] == list(ids)
     assert [row['source'] for row in table] == record_set.sources[ids.start:ids.stop]
-    assert list(table[0]) == ['record_id', 'source', 'label', 'predicted', 'p_negative', 'p_positive']
+    assert list(table[0]) == ['record_id', 'source', 'split', 'label', 'predicted', 'p_negative', 'p_positive', 'loss',
+                              'correct']
+    assert {row['split'] for row in table} == {split}
 
 
 def test_metrics_recompute_from_the_file(evaluated):
@@ -44,7 +46,7 @@ def test_metrics_recompute_from_the_file(evaluated):
     table = rows(evaluated)
     truth = np.array([row['label'] == 'positive' for row in table])
     score = np.array([float(row['p_positive']) for row in table])
-    decided = score >= 0.5
+    decided = score >= metrics['threshold']
     assert [row['predicted'] == 'positive' for row in table] == decided.tolist()
     assert metrics['records'] == len(table) and metrics['accuracy'] == (truth == decided).mean()
     assert metrics['confusion_matrix'] == [[((truth == t) & (decided == d)).sum() for d in (0, 1)] for t in (0, 1)]
@@ -171,3 +173,132 @@ def test_records_that_were_resized_are_compared_with_what_prediction_sees(
     assert check['max_difference'] > 1e-4, 'padded and squashed are not the same'
     page = (run / 'report' / 'index.html').read_text()
     assert 'data:image/jpeg;base64' in page and 'no picture' not in page
+
+
+def again(run, **settings):
+    """Evaluates once more; (metrics.json, decision.json)."""
+    evaluate.main(EvaluateConfig(run_dir=str(run), **settings))
+    split = settings.get('split', 'test')
+    return (json.loads((run / 'evaluation' / split / 'metrics.json').read_text()),
+            json.loads((run / 'decision.json').read_text()))
+
+
+@pytest.fixture
+def unsure(evaluated, monkeypatch):
+    """The evaluated run, of which the network is made to say less sure things, with mistakes, on val and test."""
+    run = evaluated.parent / 'unsure'
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(evaluated, run)
+    for split in ('val', 'test'):
+        path = run / 'evaluation' / split / 'uncalibrated.npz'
+        with np.load(path) as kept:
+            arrays = dict(kept)
+        truth = np.array([row['label'] == 'positive' for row in rows(run, split)])
+        random = np.random.default_rng(len(split))
+        score = np.clip(0.15 + 0.2 * truth + random.normal(0, 0.1, len(truth)), 0.001, 0.4).astype(np.float32)
+        arrays['probabilities'] = np.stack([1 - score, score], axis=1)
+        np.savez(path, **arrays)
+    (run / 'decision.json').unlink()
+    return run
+
+
+def test_the_threshold_comes_from_validation_and_stays(unsure, monkeypatch):
+    monkeypatch.setattr(evaluate, '_predict', lambda *_: pytest.fail('the network was asked'))
+    metrics, decision = again(unsure)
+    assert 0 < decision['threshold'] < 0.4 and decision['chosen_on'] == 'val'
+    assert decision['validation']['f1'] > 0 == decision['validation']['at_half']['f1']
+    assert metrics['threshold'] == decision['threshold'] and metrics['decision'] == decision
+    assert metrics['at_half']['recall'] == 0 < metrics['recall']
+    table = rows(unsure)
+    assert [row['predicted'] == 'positive' for row in table] == [
+        float(row['p_positive']) >= decision['threshold'] for row in table]
+    # What test holds has no part in it.
+    (unsure / 'decision.json').unlink()
+    assert again(unsure, split='val')[1] == decision
+    _, other = again(unsure, min_recall=1.0)
+    assert other['validation']['recall'] == 1 and other['criterion']['min_recall'] == 1
+    assert again(unsure)[1] == other, 'kept'
+
+
+def test_run_export_and_evaluation_decide_alike(unsure, source_images):
+    """With a threshold and a temperature: the loaded run, the served graph and predictions.csv."""
+    from boardrec.serving import signatures
+    metrics, decision = again(unsure, threshold='f1', calibrate=True)
+    assert decision['temperature'] != 1
+    assert decision['validation']['log_loss'] < decision['validation']['uncalibrated']['log_loss']
+    predictor = inference.load(unsure)
+    assert (predictor.threshold, predictor.temperature) == (decision['threshold'], decision['temperature'])
+    with np.load(unsure / 'evaluation' / 'test' / 'uncalibrated.npz') as kept:
+        scaled = inference.calibrate(kept['probabilities'], predictor.temperature)
+    table = rows(unsure)
+    np.testing.assert_allclose(scaled[:, 1], [float(row['p_positive']) for row in table], rtol=1e-6)
+    assert [predictor.classes.names[i] for i in inference.decide(predictor, scaled).numpy()] == [
+        row['predicted'] for row in table]
+    # A threshold that splits what the real network says of these images.
+    data = [(source_images / row['source']).read_bytes() for row in table[:6]]
+    read = inference.file_reader(predictor)
+    probabilities = inference.probabilities(predictor)(np.stack([read(item) for item in data])).numpy()
+    middle = float(np.float32(np.median(probabilities[:, 1]) + 1e-4))
+    predictor = predictor._replace(threshold=middle)
+    served = signatures.Servable(predictor).serving_default(np.array(data, object))
+    np.testing.assert_allclose(served['probabilities'], probabilities, atol=1e-5)
+    assert [label.decode() for label in served['label'].numpy()] == [
+        predictor.classes.names[int(p >= middle)] for p in probabilities[:, 1]]
+
+
+def test_a_damaged_decision_and_one_of_other_weights(unsure):
+    again(unsure)
+    decision = json.loads((unsure / 'decision.json').read_text())
+    (unsure / 'decision.json').write_text(json.dumps({**decision, 'weights_sha256': 'other'}))
+    assert inference.load(unsure).threshold == 0.5
+    for text in '{', '{"threshold": 2, "temperature": 1}', '[]':
+        (unsure / 'decision.json').write_text(text)
+        with pytest.raises(UserError, match='decision.json is damaged: delete it'):
+            evaluate.main(EvaluateConfig(run_dir=str(unsure)))
+
+
+def test_damaged_probabilities_are_computed_anew(evaluated, tmp_path):
+    shutil.copytree(evaluated, tmp_path / 'run')
+    path = tmp_path / 'run' / 'evaluation' / 'test' / 'uncalibrated.npz'
+    content, before = bytearray(path.read_bytes()), rows(evaluated)
+    with np.load(path) as kept:
+        place = content.index(kept['probabilities'].tobytes()[:16])
+    content[place + 5] ^= 1
+    for damaged in bytes(content), bytes(content[:200]):
+        path.write_bytes(damaged)
+        evaluate.main(EvaluateConfig(run_dir=str(tmp_path / 'run'), batch_size=14))  # the last batch has one record
+        for row, other in zip(rows(tmp_path / 'run'), before, strict=True):
+            assert float(row['p_positive']) == pytest.approx(float(other['p_positive']), abs=1e-6)
+
+
+def test_slices_are_in_metrics_and_text(evaluated, tmp_path, capsys):
+    shutil.copytree(evaluated, tmp_path / 'run')
+    metrics, _ = again(tmp_path / 'run', slice_by=r'\.(\w+)$')
+    assert [row['slice'] for row in metrics['slices']] == ['jpg', 'png'] and metrics['slice_by'] == r'\.(\w+)$'
+    assert sum(row['records'] for row in metrics['slices']) == metrics['records']
+    assert 'too few records to tell' in capsys.readouterr().out
+    text = (tmp_path / 'run' / 'evaluation' / 'test' / 'summary.txt').read_text()
+    assert 'ROC-AUC' in text and 'jpg' in text
+    assert again(tmp_path / 'run')[0]['slices'] == []
+    with pytest.raises(UserError, match='--slice_by=xyz matches none'):
+        again(tmp_path / 'run', slice_by='xyz')
+
+
+def test_every_metric_recomputes_from_the_csv_alone(unsure):
+    """With nothing of ours but the file and the names in it."""
+    metrics, _ = again(unsure, calibrate=True)
+    table = rows(unsure)
+    y, p = (np.array([float(row[key] == 'positive') if key == 'label' else float(row[key]) for row in table])
+            for key in ('label', 'p_positive'))
+    said = np.array([row['predicted'] == 'positive' for row in table])
+    loss, correct = (np.array([float(row[key]) for row in table]) for key in ('loss', 'correct'))
+    tp, fp, fn, tn = ((y == a) & (said == b) for a, b in ((1, 1), (0, 1), (1, 0), (0, 0)))
+    tp, fp, fn, tn = (count.sum() for count in (tp, fp, fn, tn))
+    bins = np.minimum(p * 15, 14).astype(int)
+    gaps = [abs((p - y)[bins == i].sum()) for i in range(15)]
+    wanted = {'accuracy': correct.mean(), 'precision': tp / (tp + fp), 'recall': tp / (tp + fn),
+              'log_loss': loss.mean(), 'specificity': tn / (tn + fp), 'f1': 2 * tp / (2 * tp + fp + fn),
+              'brier': ((p - y) ** 2).mean(), 'ece': sum(gaps) / len(p),
+              'balanced_accuracy': (tp / (tp + fn) + tn / (tn + fp)) / 2}
+    assert {key: metrics[key] for key in wanted} == pytest.approx(wanted, rel=1e-7)
+    assert loss == pytest.approx(-np.log(np.where(y, p, 1 - p)), rel=1e-5)

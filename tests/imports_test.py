@@ -39,6 +39,7 @@ LIGHT = ['boardrec.architectures', 'boardrec.cli', 'boardrec.config', 'boardrec.
          'boardrec.data.perceptual', 'boardrec.data.duplicates', 'boardrec.data.leaks', 'boardrec.data.framing',
          'boardrec.data.audit', 'boardrec.data.salvage', 'boardrec.data.tfds_source', 'boardrec.data.beam_runner',
          'boardrec.data.remote', 'boardrec.data.transfer', 'boardrec.data.mirror', 'boardrec.data.source_file',
+         'boardrec.data.image_paths', 'boardrec.reporting.prediction_file', 'boardrec.serving.saved_model',
          'boardrec.train', 'boardrec.evaluate', 'boardrec.predict', 'boardrec.export',
          'boardrec.training.feature_store', 'tools/make_records.py', 'tools/inspect_features.py']
 

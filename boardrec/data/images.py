@@ -6,6 +6,7 @@ that TensorFlow decodes to the right pixels out, or `Rejected` with a reason. Wh
 so that the same bytes are the same tensor everywhere; `decode_stored` also reads records that hold raw pixels.
 """
 
+from collections.abc import Callable
 from fractions import Fraction
 import functools
 import io
@@ -106,6 +107,30 @@ def prepare(data: bytes, storage: Storage, limits: Limits = Limits()) -> Prepare
         return Prepared(normalised, None, normalised, perceptual_hash)
     resized = _resized(pixels, storage)
     return Prepared(normalised, resized, _encode(resized, storage), perceptual_hash)
+
+
+def reader(height: int, width: int, limits: Limits = Limits()  # noqa: B008 (immutable)
+           ) -> Callable[[bytes], np.ndarray]:
+    """The function that decodes what `normalise` makes of a file, to uint8 [height, width, 3]; it raises Rejected, too.
+
+    What `normalise` has decoded is not decoded again, unless a JPEG is taken at another DCT scale.
+    """
+    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
+    def scaled(encoded: tf.Tensor) -> tf.Tensor:
+        with tf.device('CPU:0'):  # as tf.data does; a GPU may round otherwise
+            return decode(encoded, height, width)
+
+    @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
+    def resized(pixels: tf.Tensor) -> tf.Tensor:
+        with tf.device('CPU:0'):
+            return _bilinear(_averaged(pixels, height, width), height, width)
+
+    def read(data: bytes) -> np.ndarray:
+        kept, pixels = _normalise(data, limits)
+        is_scaled = kept.startswith(JPEG_MAGIC) and pixels.shape[0] // 2 >= height and pixels.shape[1] // 2 >= width
+        return (scaled(tf.constant(kept)) if is_scaled else resized(pixels)).numpy()
+
+    return read
 
 
 def thumbnail(data: bytes, limits: Limits = Limits()) -> np.ndarray:  # noqa: B008 (immutable)

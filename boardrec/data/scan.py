@@ -97,7 +97,15 @@ def root_of(input_dir: str) -> pathlib.Path | str:
 
 def walk(root: pathlib.Path) -> tuple[Table[File], list[Rejection]]:
     """Every regular file below root, sorted by path, through links, each folder once; and all that is not."""
-    regular, rejected, seen = Table(File), [], set()
+    regular, rejected = Table(File), []
+    for item in walked(root):
+        (regular if isinstance(item, File) else rejected).append(item)
+    return regular.sorted_by('source'), rejected
+
+
+def walked(root: pathlib.Path) -> Iterator[File | Rejection]:
+    """As `walk`, one by one: the files of a folder by name, then its subfolders by name. Holds one folder's names."""
+    seen = set()
 
     def relative(path: str) -> str:
         return os.path.relpath(path, root)
@@ -110,30 +118,29 @@ def walk(root: pathlib.Path) -> tuple[Table[File], list[Rejection]]:
     for folder, subfolders, names in os.walk(root, onerror=unreadable, followlinks=True):
         info = os.stat(folder)
         if (info.st_dev, info.st_ino) in seen:
-            rejected.append(Rejection(relative(folder), 'folder found a second time, through a link'))
+            yield Rejection(relative(folder), 'folder found a second time, through a link')
             subfolders.clear()
             continue
         seen.add((info.st_dev, info.st_ino))
         subfolders.sort()
         if _OF_THE_DISK in subfolders:
             subfolders.remove(_OF_THE_DISK)
-            rejected.append(Rejection(relative(os.path.join(folder, _OF_THE_DISK)), 'system folder'))
+            yield Rejection(relative(os.path.join(folder, _OF_THE_DISK)), 'system folder')
         inner = '' if folder == os.fspath(root) else relative(folder) + os.sep  # a relpath takes as long as two stats
         for name in sorted(names):
-            path, source = os.path.join(folder, name), inner + name
-            if _is_system_file(name):
-                rejected.append(Rejection(source, 'system file'))
-                continue
-            try:
-                info = os.stat(path)
-            except OSError as error:
-                rejected.append(Rejection(source, f'unreadable: {error.strerror}'))
-                continue
-            if stat.S_ISREG(info.st_mode):
-                regular.append(File(source, info.st_size, info.st_ctime_ns))
-            else:
-                rejected.append(Rejection(source, 'not a regular file'))
-    return regular.sorted_by('source'), rejected
+            yield _file(os.path.join(folder, name), inner + name)
+
+
+def _file(path: str, source: str) -> File | Rejection:
+    if _is_system_file(os.path.basename(path)):
+        return Rejection(source, 'system file')
+    try:
+        info = os.stat(path)
+    except OSError as error:
+        return Rejection(source, f'unreadable: {error.strerror}')
+    if not stat.S_ISREG(info.st_mode):
+        return Rejection(source, 'not a regular file')
+    return File(source, info.st_size, info.st_ctime_ns)
 
 
 def _walk_remote(url: str) -> tuple[Table[File], list[Rejection]]:

@@ -34,7 +34,8 @@ def write(path: os.PathLike | str, *, split: str, run: Mapping[str, Mapping[str,
     ValueError the record is shown without its picture.
     """
     positive = metrics_lib.positive_index(class_names, metrics['positive_class'])
-    chosen = metrics_lib.decide(predictions.probabilities, positive)
+    threshold = metrics_lib.HALF if positive is None else metrics['threshold']
+    chosen = metrics_lib.decide(predictions.probabilities, positive, threshold)
     verdict, comparison = _verdict(metrics, split)
 
     def cards(rows: np.ndarray) -> str:

@@ -93,25 +93,21 @@ def _serving_default(predictor: Predictor) -> tf.types.experimental.PolymorphicF
         count = tf.shape(valid)[0]
         # TensorFlow's fused convolutions fail on an empty batch ('input depth must be evenly divisible').
         at_least_one = tf.pad(pixels, [[0, tf.cast(tf.equal(count, 0), tf.int32)], [0, 0], [0, 0], [0, 0]])
-        probabilities = model.class_probabilities(predictor.model(at_least_one, training=False), classes)[:count]
+        probabilities = inference.forward(predictor, at_least_one)[:count]
         probabilities = tf.where(valid[:, None], probabilities, 0.0)
-        chosen, score = _decide(probabilities, classes)
+        chosen = inference.decide(predictor, probabilities)
         return {
             'probabilities': probabilities,  # float32 [N, C], in the order of class_names; 0 where not valid
             'label': tf.where(valid, tf.gather(tf.constant(classes.names), chosen), ''),
-            'score': score,  # float32 [N]: of the positive class, or of the chosen one of more than two
+            'score': _score(probabilities, classes),  # float32 [N]: of the positive class, or the highest of more
             'valid': valid,  # bool [N]
         }
 
     return serving_default
 
 
-def _decide(probabilities: tf.Tensor, classes: model.Classes) -> tuple[tf.Tensor, tf.Tensor]:
-    """As metrics.decide: int64 [N] and float32 [N]."""
-    if classes.positive is None:
-        return tf.argmax(probabilities, axis=1), tf.reduce_max(probabilities, axis=1)
-    score = probabilities[:, classes.positive]
-    return tf.where(score >= 0.5, tf.constant(classes.positive, tf.int64), 1 - classes.positive), score
+def _score(probabilities: tf.Tensor, classes: model.Classes) -> tf.Tensor:
+    return tf.reduce_max(probabilities, axis=1) if classes.positive is None else probabilities[:, classes.positive]
 
 
 def _golden_images(height: int, width: int) -> list[bytes]:

@@ -1,4 +1,6 @@
-"""A finished run as a function from images to probabilities: the one that evaluate, predict and export share."""
+"""A finished run as a function from images to probabilities and decisions: the one that evaluate, predict and export
+share. The only place that applies the run's temperature and threshold to what its network says.
+"""
 
 from collections.abc import Callable
 import pathlib
@@ -15,6 +17,8 @@ from boardrec.training import distribute, model, run_dir
 from boardrec.training.model import Classes
 from boardrec.training.run_dir import RunDir
 
+SMALLEST_PROBABILITY = 1e-7  # as in reporting.calibration, which fits temperatures
+
 
 class Predictor(NamedTuple):
     """A finished run, loaded."""
@@ -24,6 +28,8 @@ class Predictor(NamedTuple):
     facts: dict[str, Any]
     classes: Classes
     model: keras.Model  # rebuilt from our own code; only weights are read from the run
+    threshold: float = 0.5  # of two classes: the positive one's least probability, as a float32; evaluate chooses it
+    temperature: float = 1.0  # that probabilities are calibrated with, see `calibrate`
 
 
 def load(path: str | pathlib.Path) -> Predictor:
@@ -35,7 +41,15 @@ def load(path: str | pathlib.Path) -> Predictor:
     classes = model.resolve_classes(facts['class_names'], config.positive_class)
     network = model.build(config, classes, config.inference_precision).model
     network.load_weights(run.weights)
-    return Predictor(run, config, facts, classes, network)
+    return with_decision(Predictor(run, config, facts, classes, network), run_dir.read_decision(run, facts))
+
+
+def with_decision(predictor: Predictor, decision: dict[str, Any] | None) -> Predictor:
+    """The predictor with the threshold and the temperature of a decision.json; None leaves 0.5 and 1."""
+    if decision is None:
+        return predictor
+    threshold = decision['threshold']
+    return predictor._replace(threshold=0.5 if threshold is None else threshold, temperature=decision['temperature'])
 
 
 def file_reader(predictor: Predictor) -> Callable[[bytes], np.ndarray]:
@@ -56,6 +70,28 @@ def probabilities(predictor: Predictor) -> Callable[[tf.Tensor], tf.Tensor]:
 
     @tf.function(input_signature=[tf.TensorSpec([None, height, width, 3], tf.uint8)])
     def predict(batch: tf.Tensor) -> tf.Tensor:
-        return model.class_probabilities(predictor.model(batch, training=False), predictor.classes)
+        return forward(predictor, batch)
 
     return predict
+
+
+def forward(predictor: Predictor, batch: tf.Tensor) -> tf.Tensor:
+    """The graph of it: uint8 [B, H, W, 3] to calibrated float32 [B, C]."""
+    outputs = predictor.model(batch, training=False)
+    return calibrate(model.class_probabilities(outputs, predictor.classes), predictor.temperature)
+
+
+def calibrate(probabilities: tf.Tensor, temperature: float) -> tf.Tensor:
+    """softmax(ln(p) / temperature) of float32 [B, C], p at least SMALLEST_PROBABILITY; temperature 1 leaves it."""
+    if temperature == 1:
+        return tf.convert_to_tensor(probabilities)
+    return tf.nn.softmax(tf.math.log(tf.clip_by_value(probabilities, SMALLEST_PROBABILITY, 1)) / temperature)
+
+
+def decide(predictor: Predictor, probabilities: tf.Tensor) -> tf.Tensor:
+    """The chosen classes of float32 [B, C], int64 [B], as metrics.decide chooses them with the run's threshold."""
+    positive = predictor.classes.positive
+    if positive is None:
+        return tf.argmax(probabilities, axis=1)
+    is_positive = probabilities[:, positive] >= predictor.threshold
+    return tf.where(is_positive, tf.constant(positive, tf.int64), 1 - positive)

@@ -8,7 +8,9 @@
       non_finite.json  the step that was not finite, and its records, if one was
       tensorboard/
       model.keras, model.weights.h5, model.json         the best epoch by validation loss, when finished
-      evaluation/SPLIT/ predictions.csv, metrics.json, classification_report.txt
+      decision.json    threshold and temperature, chosen on the validation records; evaluate writes it
+      evaluation/SPLIT/ predictions.csv, metrics.json, summary.txt, classification_report.txt, and uncalibrated.npz:
+                       what the network says, from which the others are made without it
       report/index.html
 """
 
@@ -82,6 +84,11 @@ class RunDir:
     def architecture(self) -> pathlib.Path:
         """The finished run's architecture."""
         return self.path / 'model.json'
+
+    @property
+    def decision(self) -> pathlib.Path:
+        """The threshold and the temperature."""
+        return self.path / 'decision.json'
 
     @property
     def report(self) -> pathlib.Path:
@@ -230,6 +237,31 @@ def write_non_finite(run: RunDir, step: dict[str, Any]) -> None:
     """Writes non_finite.json."""
     with files.atomic_write(run.non_finite) as file:
         file.write(json.dumps(step, indent=1).encode() + b'\n')
+
+
+def write_decision(run: RunDir, decision: dict[str, Any]) -> None:
+    """Writes decision.json."""
+    with files.atomic_write(run.decision) as file:
+        file.write(json.dumps(decision, indent=1, allow_nan=False).encode() + b'\n')
+
+
+def read_decision(run: RunDir, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """decision.json: `threshold` (None with more than two classes), `temperature` and how they were chosen.
+
+    None if nothing was chosen for these weights yet. Raises UserError if it is damaged.
+    """
+    if not run.decision.is_file():
+        return None
+    try:
+        decision = json.loads(run.decision.read_bytes())
+        threshold, temperature = decision['threshold'], decision['temperature']
+        good = (threshold is None or 0 <= threshold <= 1) and temperature > 0
+    except (ValueError, KeyError, TypeError):
+        good = False
+    if not good:
+        raise UserError(f'{run.decision} is damaged: delete it, and choose again with python -m boardrec.evaluate '
+                        f'--run_dir={run.path}')
+    return decision if decision.get('weights_sha256') == facts['weights_sha256'] else None
 
 
 def _with_free(settings: TrainConfig, config: TrainConfig) -> TrainConfig:

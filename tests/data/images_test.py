@@ -679,3 +679,21 @@ def test_a_viewer_shows_what_a_record_holds(storage):
     shown = images.picture(made.stored, storage)
     np.testing.assert_array_equal(pillow_pixels(shown), NOISE if storage == KEEP else np.asarray(made.image))
     assert (shown == made.stored) == (storage != RAW)
+
+
+def test_a_reader_gives_the_pixels_of_what_conversion_keeps(tmp_path):
+    random = np.random.default_rng(0)
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for shape in ((130, 90, 3), (64, 48, 3), (64, 47, 3), (63, 48), (33, 300, 3), (32, 24, 3), (9, 7, 4), (90, 70, 4)):
+        image = Image.fromarray(random.integers(0, 256, shape, np.uint8))
+        image.save(tmp_path / f'{image.size}.png')
+        image.convert('RGB' if len(shape) == 3 else 'L').save(tmp_path / f'{image.size}.jpg')
+        image.convert('RGB').save(tmp_path / f'{image.size}turned.jpg', exif=exif)
+        image.convert('RGB').quantize(9).save(tmp_path / f'{image.size}palette.png')
+    read = images.reader(32, 24)
+    for path in sorted(tmp_path.iterdir()):
+        kept = images.prepare(path.read_bytes(), KEEP).stored
+        np.testing.assert_array_equal(read(path.read_bytes()), images.decode(tf.constant(kept), 32, 24), path.name)
+    with pytest.raises(images.Rejected, match='truncated'):
+        read(path.read_bytes()[:-20])

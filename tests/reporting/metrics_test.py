@@ -1,34 +1,13 @@
-"""Metrics against formulas written out here and against scikit-learn; predictions.csv there and back."""
+"""Metrics against formulas written out here and against scikit-learn."""
 
-import csv
 import json
 
+from made_predictions import make, random
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from boardrec.config import UserError
-from boardrec.reporting import metrics
-
-ODD = ['test/a,b.jpg', 'test/say "cheese".jpg', 'test/two\nlines.jpg', 'test/return\r.jpg', 'test/caf\udce9.jpg',
-       'test/日本.jpg', " 'spaced' ", '=1+1']
-
-
-def make(labels, probabilities, sources=None) -> metrics.Predictions:
-    labels = np.array(labels, np.int32)
-    return metrics.Predictions(
-        record_ids=np.arange(len(labels), dtype=np.int64) * 3 + 5,
-        sources=sources or [f'test/{i}.jpg' for i in range(len(labels))],
-        labels=labels, probabilities=np.array(probabilities, np.float32).astype(np.float64))
-
-
-def random(records: int, classes: int, seed: int = 0) -> metrics.Predictions:
-    """Better than chance, with ties: probabilities are multiples of 1/64."""
-    rng = np.random.default_rng(seed)
-    labels = rng.integers(0, classes, records)
-    votes = np.stack([rng.multinomial(64, np.full(classes, 0.95 / classes) + 0.05 * (np.arange(classes) == label))
-                      for label in labels])
-    return make(labels, votes / 64)
+from boardrec.reporting import metrics, predictions_csv
 
 
 @pytest.mark.parametrize('positive, expected', [(0, [0, 0, 1]), (1, [0, 1, 1]), (None, [0, 0, 1])])
@@ -97,7 +76,9 @@ def test_what_is_undefined_is_none():
     result = metrics.compute(make([0, 0], [[0.9, 0.1], [0.6, 0.4]]), ['a', 'b'], 'b')
     assert [result[key] for key in ('auc', 'average_precision', 'precision', 'recall', 'f1')] == [None] * 5
     assert (result['accuracy'], result['balanced_accuracy']) == (1, 1)
-    assert result['per_class'][1] == {'class': 'b', 'records': 0, 'precision': None, 'recall': None, 'f1': None}
+    absent = result['per_class'][1]
+    assert [absent[key] for key in ('records', 'precision', 'recall', 'f1', 'auc')] == [0, None, None, None, None]
+    assert (absent['specificity'], absent['intervals']['recall']) == (1, None)
     json.dumps(result, allow_nan=False)
 
 
@@ -137,7 +118,7 @@ def test_bad_predictions_are_refused(tmp_path, change, message):
     with pytest.raises(ValueError, match=message):
         metrics.compute(predictions, ['a', 'b'], 'b')
     with pytest.raises(ValueError, match=message):
-        metrics.write_predictions(tmp_path / 'p.csv', predictions, ['a', 'b'], positive_class='b')
+        predictions_csv.write(tmp_path / 'p.csv', predictions, ['a', 'b'], split='test', positive_class='b')
     assert not list(tmp_path.iterdir())
 
 
@@ -145,57 +126,6 @@ def test_bad_predictions_are_refused(tmp_path, change, message):
 def test_two_classes_need_a_positive_one(positive):
     with pytest.raises(ValueError, match=r"one of the two classes \['a', 'b'\]"):
         metrics.compute(make([0], [[0.5, 0.5]]), ['a', 'b'], positive)
-
-
-@pytest.mark.parametrize('class_names, positive', [(['no', 'y,"e"\ns\udcff'], 'no'), (['p_a', '1', ' c'], None)])
-def test_predictions_come_back_as_they_were_written(tmp_path, class_names, positive):
-    rng = np.random.default_rng(3)
-    logits = rng.normal(size=(len(ODD), len(class_names)), scale=6).astype(np.float32)
-    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    predictions = make(rng.integers(0, len(class_names), len(ODD)), probabilities, ODD)
-    metrics.write_predictions(tmp_path / 'p.csv', predictions, class_names, positive_class=positive)
-    read, names = metrics.read_predictions(tmp_path / 'p.csv')
-    assert (names, read.sources) == (class_names, ODD)
-    for field in 'record_ids', 'labels', 'probabilities':
-        assert getattr(read, field).dtype == getattr(predictions, field).dtype
-        np.testing.assert_array_equal(getattr(read, field), getattr(predictions, field))
-    assert [path.name for path in tmp_path.iterdir()] == ['p.csv']
-
-
-@pytest.mark.parametrize('classes', [2, 5])
-def test_metrics_recompute_from_the_file_to_the_last_bit(tmp_path, classes):
-    # float64 noise that float32 does not hold, and values a hair from the decision at 0.5
-    rng = np.random.default_rng(4)
-    probabilities = rng.dirichlet(np.ones(classes), 300)
-    probabilities[:20, :2] = 0.5 + np.array([1, -1]) * rng.normal(size=(20, 1), scale=1e-8)
-    predictions = random(300, classes)._replace(probabilities=probabilities)
-    class_names = [f'class {i}' for i in range(classes)]
-    positive = class_names[1] if classes == 2 else None
-    metrics.write_predictions(tmp_path / 'p.csv', predictions, class_names, positive_class=positive)
-    assert metrics.compute(*metrics.read_predictions(tmp_path / 'p.csv'), positive) == metrics.compute(
-        predictions, class_names, positive)
-
-
-def test_the_file_is_a_plain_csv_file(tmp_path):
-    predictions = make([0, 1], [[0.5, 0.5], [0.1, 0.9]])
-    metrics.write_predictions(tmp_path / 'p.csv', predictions, ['no', 'yes'], positive_class='yes')
-    with open(tmp_path / 'p.csv', newline='') as file:
-        rows = list(csv.DictReader(file))
-    assert rows == [
-        {'record_id': '5', 'source': 'test/0.jpg', 'label': 'no', 'predicted': 'yes', 'p_no': '0.5', 'p_yes': '0.5'},
-        {'record_id': '8', 'source': 'test/1.jpg', 'label': 'yes', 'predicted': 'yes', 'p_no': '0.100000001',
-         'p_yes': '0.899999976'}]
-
-
-@pytest.mark.parametrize('content', [
-    '', 'a,b\n', 'record_id,source,label,predicted,p_a\n', 'record_id,source,label,predicted,p_a\n1,x,b,a,1\n',
-    'record_id,source,label,predicted,p_a\n1,x,a,a\n', 'record_id,source,label,predicted,p_a\n1,x,a,a,nan\n',
-    'record_id,source,label,predicted,p_a\n1,"x'])
-def test_another_file_is_refused(tmp_path, content):
-    path = tmp_path / 'p.csv'
-    path.write_text(content)
-    with pytest.raises(UserError, match='p.csv: not a whole predictions.csv .*; run boardrec.evaluate again'):
-        metrics.read_predictions(path)
 
 
 def test_json_keeps_its_order_and_refuses_nan(tmp_path):
