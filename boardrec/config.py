@@ -322,6 +322,8 @@ class TrainConfig:
                'like grpc://HOST:PORT')
         _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')
         _check_at_least(self, 0, 'steps_per_call')
+        _check(not self.data_service or self.steps_per_call <= 1, 'steps_per_call', self.steps_per_call,
+               f'left out with --data_service={self.data_service}, whose batches are taken one at a time')
         _check_at_least(self, 1, 'checkpoint_every_steps', 'log_every_steps')
         _check(self.xla != 'on' or self.strategy in ('auto', 'one'), 'xla', self.xla, 'auto or off on several devices')
         match = re.fullmatch(r'(\d+),(\d+)', self.profile_steps)

@@ -167,6 +167,8 @@ def test_a_bad_value_is_refused_with_the_flag_and_the_value(config_class, name, 
 @pytest.mark.parametrize(('values', 'named'), [
     ({'weight_decay': 0.01, 'optimizer': 'sgd'}, '--weight_decay=0.01: must be left out with --optimizer=sgd'),
     ({'gpus': '0,1', 'strategy': 'one'}, '--gpus=0,1: must be a single GPU with --strategy=one'),
+    ({'data_service': 'grpc://10.0.0.1:5050', 'steps_per_call': 4},
+     '--steps_per_call=4: must be left out with --data_service=grpc://10.0.0.1:5050'),
     ({'weights': 'my.h5', 'init_from': 'RUN'}, '--weights=my.h5: must be left out with --init_from=RUN')])
 def test_what_would_have_no_effect_is_refused(values, named):
     with pytest.raises(UserError, match=f'^{re.escape(named)}'):

@@ -99,7 +99,7 @@ def test_a_second_time_there_is_nothing_to_do(job):
     (['tools/make_records.py', '--input_dir=nowhere', '--output_dir=X'], 'nowhere: there is no such folder'),
     (['tools/make_records.py', '--output_dir=X'], '--input_dir is missing'),
     (['-m', 'boardrec.train', '--flagfile=flags/vgg16.flags', '--records=nowhere', '--run_dir=X'],
-     'nowhere: there is no such folder of records'),
+     'nowhere: there is no such folder'),
     (['-m', 'boardrec.train', '--flagfile=flags/none.flags', '--records=R', '--run_dir=X'], 'flags/none.flags'),
     (['-m', 'boardrec.train', '--record=R', '--run_dir=X'], "flag 'record'. Did you mean: records"),
     (['-m', 'boardrec.train', '--records=R', '--run_dir=X', '--epochs=many'], '--epochs=many'),

@@ -228,7 +228,7 @@ def read_manifest(folder: pathlib.Path) -> Manifest:
     """Reads RECORDS/manifest.json. Raises UserError if it is missing, damaged, or of another format version."""
     path = folder / MANIFEST
     if not folder.is_dir():
-        raise UserError(f'{folder}: there is no such folder of records.')
+        raise UserError(f'--records={folder}: there is no such folder.')
     if not path.is_file():
         raise UserError(f'{folder} holds no {MANIFEST}: it is no complete record set; make one with '
                         'tools/make_records.py.')

@@ -28,6 +28,7 @@ class Board:
         self._folder, self._config, self._record_set = folder, config, record_set
         self._writer, self._failed, self._profiling = None, False, False
         self._window = [int(number) for number in config.profile_steps.split(',') if number]
+        self._latest = 0  # step that was begun
         self._drawn = _last_steps(folder)
         self._logged: RunState | None = None  # the state at the last point
         self._timed = False  # before the first point the step is compiled
@@ -79,6 +80,7 @@ class Board:
             self._stop_profile()
         elif not self._profiling and self._window and first <= self._window[1] and last >= self._window[0]:
             self._profiling = self._tried(lambda: tf.profiler.experimental.start(str(self._folder)))
+        self._latest = last
         with tf.profiler.experimental.Trace('train', step_num=first, _r=1) if self._profiling else (
                 contextlib.nullcontext()):
             yield
@@ -115,6 +117,7 @@ class Board:
 
     def _stop_profile(self) -> None:
         self._profiling, (first, last), self._window = False, self._window, []
+        last = min(last, self._latest)
         if self._tried(tf.profiler.experimental.stop):
             progress.say(f'profile of steps {first} to {last}: tensorboard --logdir={self._folder}')
 

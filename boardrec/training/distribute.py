@@ -35,7 +35,8 @@ def set_up(config: TrainConfig, *, training: bool = True) -> tf.distribute.Strat
     if config.gpus and training:  # inference may be on another machine
         numbers = [int(number) for number in config.gpus.split(',')]
         if max(numbers) >= len(gpus):
-            raise UserError(f'--gpus={config.gpus}: this machine shows {len(gpus)} GPUs, numbered from 0.')
+            raise UserError(f'--gpus={config.gpus}: this machine shows '
+                            + (f'{len(gpus)} GPUs, numbered from 0.' if gpus else 'no GPU: leave it out.'))
         gpus = [gpus[number] for number in numbers]
         tf.config.set_visible_devices(gpus, 'GPU')
     for gpu in gpus:

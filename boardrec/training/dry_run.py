@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from boardrec import progress
 from boardrec.config import TrainConfig
-from boardrec.data import input_pipeline, records
+from boardrec.data import records
 from boardrec.data.input_pipeline import Batch
 from boardrec.training import (
     class_weights,
@@ -24,9 +24,8 @@ from boardrec.training import (
     feature_store,
     features,
     feed,
-    init_from,
     model,
-    optim,
+    parts,
     steps,
 )
 from boardrec.training.feed import Decision
@@ -51,29 +50,19 @@ def show(config: TrainConfig, record_set: records.RecordSet, classes: Classes, s
 
     Raises UserError for what the training would refuse, but for what is in RUN.
     """
-    with distribute.scope(strategy):
-        classifier = model.build(config, classes, config.precision)
-        init_from.load_weights(config, classes, classifier)
-        optimizer = optim.make_optimizer(config, config.precision)
-        optimizer.build(classifier.model.trainable_variables)
-        average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
-                   else None)
+    classifier, optimizer, average = parts.build(config, classes, strategy)
     decision = feed.decide(config, record_set, classifier, strategy, before=None)
-    if not decision.trunk:
-        input_pipeline.require_memory(
-            record_set, 'train', ram_mb=config.pipeline_ram_mb, image_size=config.height_width(),
-            batch_size=config.batch_size // distribute.host_of_hosts(strategy)[1])
     network = model.for_training(decision.trunk.cut.tail if decision.trunk else
                                  keras.Model(classifier.model.input, classifier.logits))
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
     sizes = memory_table(config, classifier, network, optimizer, average, decision, strategy)
-    parts = {
+    tables = {
         'Settings that are not the defaults': settings(config),
         f'Model: {config.backbone}, {config.precision}': model_table(classifier),
         f'Records: {record_set.folder}': data_table(record_set),
         'Memory, estimated': sizes}
     if distribute.host_of_hosts(strategy)[0] == 0:
-        for title, lines in parts.items():
+        for title, lines in tables.items():
             _say(title, lines)
     before = _peak_mib()
     timing = _measure(config, record_set, classes, network, optimizer, average, decision, strategy)

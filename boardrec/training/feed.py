@@ -55,44 +55,15 @@ def decide(config: TrainConfig, record_set: records.RecordSet, classifier: Class
     """Decides whether features are cached, and says so in a line; computes none yet.
 
     `before` is the decision by which a run that goes on has completed epochs: auto does not change whether there are
-    cached features, if it can be helped. Raises UserError if what was asked for cannot be.
+    cached features, if it can be helped. Raises UserError if what was asked for cannot be, or if the images that are
+    read instead do not fit into --pipeline_ram_mb.
     """
-    asked = config.feature_cache
-    if 'off' in (asked, before if asked == 'auto' else ''):
-        progress.say(f'features are not cached: {"--feature_cache=off" if asked == "off" else "as before"}')
-        return Decision('off')
-    if config.cached_views == 0:
-        return _without(asked, 'each epoch takes new views (--cached_views=0)')
-    found = cut.find(classifier)
-    if found is None:
-        return _without(asked, f'no layer is frozen with --trainable_layers={config.trainable_layers}')
-    folder = pathlib.Path(config.feature_cache_dir)
-    trunk = features.compile_trunk(
-        found, record_set, backbone=config.backbone, precision=config.precision, views=views(config),
-        strategy=distribute.of_this_host(strategy),
-        batch_size=config.batch_size // (distribute.replicas(strategy) * config.accumulate_steps))
-    parts = tuple(part for split in SPLITS for part in features.parts(trunk, folder, split))
-    absent = tuple(feature_store.missing(part) for part in parts)
-    total = sum(part.records * part.row_bytes for part in parts)
-    needed = sum(feature_store.bytes_of(part, numbers) for part, numbers in zip(parts, absent, strict=True))
-    what = f'features of {" and ".join(found.boundary)} ({total / 2**20:,.0f} MiB)'
-    if not needed and asked != 'memory':
-        progress.say(f'{what}: taken from {folder}')
-        return Decision('on', trunk, parts, absent)
-    if asked == 'auto' and before is None:
-        saved = _seconds_saved(config, trunk, needed=needed, total=total)
-        if saved <= 0:
-            return _without(asked, f'computing the {what} would take longer than they save in {config.epochs} epoch(s)')
-        what += f', to save about {duration(saved)} in {config.epochs} epochs'
-    reasons = {'on': _reason_against_disk(folder, parts, needed), 'memory': _reason_against_memory(total)}
-    wanted = ['on', 'memory'] if asked == 'auto' else [asked]
-    possible = [name for name in wanted if not reasons[name]]
-    if not possible:
-        return _without(asked, ', and '.join(reasons[name] for name in wanted),
-                        otherwise=', or another --feature_cache_dir' if asked == 'on' else '')
-    where = folder if possible[0] == 'on' else 'memory' + (f', because {reasons["on"]}' if asked == 'auto' else '')
-    progress.say(f'{what}: kept in {where}')
-    return Decision(possible[0], trunk, parts, absent)
+    decision = _decide(config, record_set, classifier, strategy, before)
+    if not decision.trunk:
+        input_pipeline.require_memory(
+            record_set, 'train', ram_mb=config.pipeline_ram_mb, image_size=config.height_width(),
+            batch_size=config.batch_size // distribute.host_of_hosts(strategy)[1])
+    return decision
 
 
 def open_feed(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any,
@@ -147,6 +118,46 @@ def records_of_step(config: TrainConfig, record_set: records.RecordSet, epoch: i
         input_pipeline.split_blocks(record_set, 'train'), seed=config.seed, epoch=epoch,
         window_records=config.shuffle_records)[step * config.batch_size:][:config.batch_size]
     return {'record_ids': ids.tolist(), 'sources': [record_set.sources[number] for number in ids]}
+
+
+def _decide(config: TrainConfig, record_set: records.RecordSet, classifier: Classifier, strategy: Any,
+            before: str | None) -> Decision:
+    asked = config.feature_cache
+    if 'off' in (asked, before if asked == 'auto' else ''):
+        progress.say(f'features are not cached: {"--feature_cache=off" if asked == "off" else "as before"}')
+        return Decision('off')
+    if config.cached_views == 0:
+        return _without(asked, 'each epoch takes new views (--cached_views=0)')
+    found = cut.find(classifier)
+    if found is None:
+        return _without(asked, f'no layer is frozen with --trainable_layers={config.trainable_layers}')
+    folder = pathlib.Path(config.feature_cache_dir)
+    trunk = features.compile_trunk(
+        found, record_set, backbone=config.backbone, precision=config.precision, views=views(config),
+        strategy=distribute.of_this_host(strategy),
+        batch_size=config.batch_size // (distribute.replicas(strategy) * config.accumulate_steps))
+    parts = tuple(part for split in SPLITS for part in features.parts(trunk, folder, split))
+    absent = tuple(feature_store.missing(part) for part in parts)
+    total = sum(part.records * part.row_bytes for part in parts)
+    needed = sum(feature_store.bytes_of(part, numbers) for part, numbers in zip(parts, absent, strict=True))
+    what = f'features of {" and ".join(found.boundary)} ({total / 2**20:,.0f} MiB)'
+    if not needed and asked != 'memory':
+        progress.say(f'{what}: taken from {folder}')
+        return Decision('on', trunk, parts, absent)
+    if asked == 'auto' and before is None:
+        saved = _seconds_saved(config, trunk, needed=needed, total=total)
+        if saved <= 0:
+            return _without(asked, f'computing the {what} would take longer than they save in {config.epochs} epoch(s)')
+        what += f', to save about {duration(saved)} in {config.epochs} epochs'
+    reasons = {'on': _reason_against_disk(folder, parts, needed), 'memory': _reason_against_memory(total)}
+    wanted = ['on', 'memory'] if asked == 'auto' else [asked]
+    possible = [name for name in wanted if not reasons[name]]
+    if not possible:
+        return _without(asked, ', and '.join(reasons[name] for name in wanted),
+                        otherwise=', or another --feature_cache_dir' if asked == 'on' else '')
+    where = folder if possible[0] == 'on' else 'memory' + (f', because {reasons["on"]}' if asked == 'auto' else '')
+    progress.say(f'{what}: {"to be kept" if config.dry_run else "kept"} in {where}')
+    return Decision(possible[0], trunk, parts, absent)
 
 
 def views(config: TrainConfig) -> Views:

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from boardrec import cli, progress
 from boardrec.config import TrainConfig, UserError
-from boardrec.data import files, images, input_pipeline, records, remote
+from boardrec.data import files, images, records, remote
 from boardrec.training import (
     advice,
     checkpoint,
@@ -24,10 +24,10 @@ from boardrec.training import (
     distribute,
     dry_run,
     feed,
-    init_from,
     loop,
     model,
     optim,
+    parts,
     run_dir,
     steps,
     stopping,
@@ -56,9 +56,10 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
     _require_shares(config, strategy)
     classes = model.resolve_classes(record_set.manifest.class_names, config.positive_class)
     config = _resolve(config, record_set, classes, strategy)
-    if config.dry_run:
-        return dry_run.show(config, record_set, classes, strategy)
     run, leads = RunDir(pathlib.Path(config.run_dir)), distribute.host_of_hosts(strategy)[0] == 0
+    if config.dry_run:
+        dry_run.show(config, record_set, classes, strategy)
+        return _say_what_is_there(run, config, record_set)
     with (stopping.listen() as stop, distribute.naming_lost_workers(strategy),
           run_dir.locked(run) if leads else contextlib.nullcontext()):
         facts = _facts(record_set, config)
@@ -74,6 +75,15 @@ def fit(config: TrainConfig, record_set: records.RecordSet) -> None:
             if leads:
                 _finish(session, state)
             _agree(strategy, dict)  # the others wait for host 0's files
+
+
+def _say_what_is_there(run: RunDir, config: TrainConfig, record_set: records.RecordSet) -> None:
+    """What a dry run says of RUN: whether the training would go on there, or be refused."""
+    try:
+        if run_dir.find(run, dataclasses.replace(config, dry_run=False), _facts(record_set, config)):
+            progress.say(f'\nnote: --run_dir={run.path} has begun; the training would go on where it is')
+    except UserError as error:
+        progress.say(f'\nnote: the training would be refused: {error}')
 
 
 def _begun(run: RunDir, config: TrainConfig, facts: dict[str, Any]) -> dict[str, Any]:
@@ -99,14 +109,8 @@ def _require_the_same(facts: dict[str, Any], of_host_0: dict[str, Any]) -> None:
 def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: records.RecordSet, classes: Classes,
                   strategy: Any, stop: stopping.Stop, facts: dict[str, Any], *, goes_on: bool) -> Session:
     """Builds what is trained and opens what it is trained on; from here on the folder is a run."""
-    with distribute.scope(strategy):
-        classifier = model.build(config, classes, config.precision)
-        init_from.load_weights(config, classes, classifier, goes_on=goes_on)
-        optimizer = optim.make_optimizer(config, config.precision)
-        optimizer.build(classifier.model.trainable_variables)
-        average = (optim.Average(classifier.model.trainable_variables, config.ema_decay, strategy) if config.ema_decay
-                   else None)
-    variables = [*model.changing_variables(classifier), *optimizer.variables, *(average.variables if average else ())]
+    built = parts.build(config, classes, strategy, goes_on=goes_on)
+    classifier, optimizer, average = built
     facts = {**facts, 'frozen_sha256': model.frozen_sha256(classifier)}
     leads = distribute.host_of_hosts(strategy)[0] == 0
     if goes_on and leads:
@@ -114,7 +118,7 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     _require_the_same(facts, _agree(strategy, lambda: facts))
     _describe(config, record_set, classifier, strategy)
     if leads:
-        checkpoint.require_space(run.path, classifier.model, variables, begun=checkpoint.exists(run.checkpoints))
+        checkpoint.require_space(run.path, classifier.model, built.variables, begun=checkpoint.exists(run.checkpoints))
     decision = _decide(asked, config, run, record_set, classifier, strategy)
     config = dataclasses.replace(config, feature_cache=decision.feature_cache)
     if leads:
@@ -131,9 +135,9 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
                      steps.make_calls(step, optimizer, strategy=strategy))
     return Session(
         config=config, run=run, record_set=record_set, classes=classes, strategy=strategy, source=source,
-        optimizer=optimizer, average=average, variables=variables, calls=tuple(calls),
+        optimizer=optimizer, average=average, variables=built.variables, calls=tuple(calls),
         eval_step=steps.make_eval_step(source.network, classes, strategy=strategy), stop=stop,
-        saver=checkpoint.Saver(run.checkpoints, classifier.model, variables) if leads else None,
+        saver=checkpoint.Saver(run.checkpoints, classifier.model, built.variables) if leads else None,
         board=Board(run.tensorboard, config, record_set) if leads else None)
 
 
@@ -141,19 +145,14 @@ def _decide(asked: TrainConfig, config: TrainConfig, run: RunDir, record_set: re
             strategy: Any) -> feed.Decision:
     """Whether features are cached, which host 0 decides."""
     def decide(feature_cache: str, before: str | None) -> feed.Decision:
-        decision = feed.decide(dataclasses.replace(config, feature_cache=feature_cache), record_set, classifier,
-                               strategy, before=before)
-        if not decision.trunk:
-            _, hosts = distribute.host_of_hosts(strategy)
-            input_pipeline.require_memory(record_set, 'train', ram_mb=config.pipeline_ram_mb,
-                                          batch_size=config.batch_size // hosts, image_size=config.height_width())
-        return decision
+        return feed.decide(dataclasses.replace(config, feature_cache=feature_cache), record_set, classifier, strategy,
+                           before=before)
 
-    host, hosts = distribute.host_of_hosts(strategy)
-    if host == 0:
+    leads = distribute.host_of_hosts(strategy)[0] == 0
+    if leads:
         decision = decide(asked.feature_cache, config.feature_cache if checkpoint.exists(run.checkpoints) else None)
     told = _agree(strategy, lambda: {'feature_cache': decision.feature_cache})
-    return decision if host == 0 else decide(told['feature_cache'], None)
+    return decision if leads else decide(told['feature_cache'], None)
 
 
 def _train(session: Session, asked: str) -> RunState:
@@ -304,8 +303,8 @@ def _describe(config: TrainConfig, record_set: records.RecordSet, classifier: Cl
                  f'{config.precision} on {distribute.replicas(strategy)} device(s); '
                  f'{counts["train"]:,} training and {counts["val"]:,} validation records')
     if config.trainable_layers and not any(layer.trainable_variables for layer in classifier.backbone_layers):
-        progress.say(f'note: only the classifier is trained: none of the last {config.trainable_layers} layers of '
-                     f'{config.backbone} has weights; raise --trainable_layers to train more')
+        progress.say(f'note: only the classifier is trained: no layer has weights among the last '
+                     f'{config.trainable_layers} of {config.backbone}; raise --trainable_layers to train more')
     last = config.epochs * math.ceil(counts['train'] / config.batch_size)
     if config.profile_steps and int(config.profile_steps.split(',')[0]) > last:
         progress.say(f'note: --profile_steps={config.profile_steps} makes no profile: this training has {last:,} steps')

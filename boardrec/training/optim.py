@@ -120,13 +120,14 @@ class Average:
         """What a checkpoint must hold beside the weights."""
         return [*self._shadows, self._updates]
 
-    def update(self) -> None:
-        """Takes in the weights after one more step."""
+    def update(self, taken: tf.Tensor | float = 1.0) -> None:
+        """Takes in the weights after one more step; `taken` is 0 if loss scaling skipped it."""
         # 1 - decay, written so that float32 loses nothing of it.
-        share = tf.maximum(1 - self._decay, 9 / (10 + tf.cast(self._updates.value, tf.float32)))
+        share = taken * tf.maximum(1 - self._decay, 9 / (10 + tf.cast(self._updates.value, tf.float32)))
         for shadow, weight in zip(self._shadows, self._weights, strict=True):
             self._on_each_device(lambda e, v, share: e.assign_add(share * (v - e)), shadow, weight.value, share)
-        self._on_each_device(lambda updates: updates.assign_add(1), self._updates)
+        self._on_each_device(lambda updates, one: updates.assign_add(one), self._updates,
+                             tf.cast(taken, tf.int64))
 
     def swap(self) -> None:
         """Exchanges weights and average, bit by bit; done twice, it changes nothing."""

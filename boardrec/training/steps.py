@@ -94,7 +94,7 @@ def make_train_step(network: keras.Model, optimizer: keras.optimizers.Optimizer,
     def step(batch: Batch) -> Sums:
         sums = distribute.run(strategy, replica_step, batch)
         if average:
-            average.update()
+            average.update(tf.cast(tf.equal(sums.bad, 0), tf.float32))
         return sums
 
     return tf.function(step, reduce_retracing=True, jit_compile=xla or None)

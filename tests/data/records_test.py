@@ -108,7 +108,7 @@ def test_a_folder_without_a_manifest_is_refused(copy):
     (copy / records.MANIFEST).unlink()
     with pytest.raises(UserError, match=r'records holds no manifest\.json: it is no complete record set'):
         records.open_record_set(copy)
-    with pytest.raises(UserError, match='missing: there is no such folder of records'):
+    with pytest.raises(UserError, match='missing: there is no such folder'):
         records.open_record_set(copy / 'missing')
 
 

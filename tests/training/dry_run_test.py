@@ -10,7 +10,7 @@ import pytest
 
 from boardrec.config import UserError
 from boardrec.data import records
-from boardrec.training import dry_run, feed, fit, model
+from boardrec.training import dry_run, feed, fit, model, run_dir
 from boardrec.training.dry_run import Timing
 from boardrec.training.feed import Decision
 
@@ -57,8 +57,15 @@ def test_it_says_what_would_be_and_writes_nothing(small_config, record_set_path,
 
 def test_it_does_not_touch_a_run(small_config, copied_run, capsys):
     before = below(copied_run)
-    printed(small_config(run_dir=str(copied_run)), capsys)
+    text = printed(small_config(run_dir=str(copied_run)), capsys)
+    assert f'note: the training would be refused: --run_dir={copied_run} was begun with other settings' in text
     assert below(copied_run) == before
+
+
+def test_it_says_that_a_training_would_go_on(copied_run, capsys):
+    config = dataclasses.replace(run_dir.read_config(copied_run), dry_run=True)
+    assert printed(config, capsys).endswith(
+        f'note: --run_dir={copied_run} has begun; the training would go on where it is\n')
 
 
 @pytest.mark.parametrize(('settings', 'message'), [

@@ -292,6 +292,14 @@ def test_a_high_decay_loses_nothing_to_float32():
     assert float(average.variables[0]) == pytest.approx(1e-5, rel=1e-6)
 
 
+def test_a_skipped_step_does_not_count():
+    weight = keras.Variable(0.0)
+    average = optim.Average([weight], 0.9, None)
+    weight.assign(1.0)
+    average.update(tf.constant(0.0))
+    assert [float(variable) for variable in average.variables] == [0, 0]
+
+
 def test_an_average_continues_from_its_variables():
     random = np.random.default_rng(0)
     series = random.normal(size=(8, 5)).astype(np.float32)
