@@ -22,7 +22,7 @@ test: lint
 
 test-long: env
 	$(RUN) -m pip install --quiet --disable-pip-version-check --editable '.[$(EXTRAS),beam,s3,long]'
-	$(RUN) -m pytest -m long
+	$(RUN) -m pytest -m long --numprocesses=2 --dist=loadfile
 
 lint: env
 	$(VENV)/bin/ruff check --quiet --line-length 120 --select E,F,I,UP,B,W \
