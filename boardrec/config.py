@@ -237,6 +237,9 @@ class TrainConfig:
     class_weight: str = setting(
         'what training losses are multiplied by: none; balanced, by how rare a class is in train; or a CSV file with '
         'columns class,weight', 'none')
+    record_weights: str = setting(
+        'CSV file with columns path,weight: what training losses of single records are multiplied by (1 where it says '
+        'nothing), a path being that below the converted folder; the mean is still over the number of records', '')
     shuffle_records: int = setting('about how many records are shuffled together, after their blocks were', 2048)
     seed: int = setting('seed of weights, order and dropout', 0)
 
@@ -245,6 +248,10 @@ class TrainConfig:
         'auto', ('auto', 'float32', 'bfloat16', 'float16'))
     inference_precision: str = setting(
         'arithmetic of evaluate, predict and export', 'float32', ('float32', 'bfloat16', 'float16'))
+    inference_views: int = setting(
+        'evaluate, predict and export average the probabilities of so many views, at as many times the cost: 1, the '
+        'image; 2, also mirrored left to right (or top to bottom, if only that is allowed); 4, both ways and either. '
+        'Validation in training takes the image alone', 1)
     feature_cache: str = setting(
         'compute the outputs of the frozen layers once and keep them, on disk (on) or in memory, so that an epoch '
         'costs what is trained; auto decides by the time saved and the room there is',
@@ -293,7 +300,7 @@ class TrainConfig:
     def __post_init__(self):
         _check_choices(self)
         object.__setattr__(self, 'backbone', _backbone(self.backbone))  # of its spellings, one
-        check_local(self, 'run_dir', 'feature_cache_dir', 'init_from', 'class_weight')
+        check_local(self, 'run_dir', 'feature_cache_dir', 'init_from', 'class_weight', 'record_weights')
         _check_at_least(self, 1, 'batch_size', 'accumulate_steps', 'epochs', 'plateau_patience', 'shuffle_records',
                         'pipeline_ram_mb')
         _check_at_least(self, 0, 'trainable_layers', 'weight_decay', 'early_stopping_patience', 'seed', 'cached_views',
@@ -318,6 +325,10 @@ class TrainConfig:
         _check(1 <= self.jpeg_quality <= 100, 'jpeg_quality', self.jpeg_quality, 'from 1 to 100')
         _check(self.cached_views < 2**16, 'cached_views', self.cached_views, f'below {2**16}')
         self._check_views()
+        allowed = 2**(self.flip_horizontal + self.flip_vertical)
+        _check(self.inference_views in (1, 2, 4) and self.inference_views <= allowed, 'inference_views',
+               self.inference_views, f'1, 2 or 4, and with --flip_horizontal={str(self.flip_horizontal).lower()} and '
+               f'--flip_vertical={str(self.flip_vertical).lower()} at most {allowed}')
         _check(re.fullmatch(r'(grpc://[^/:]+:\d+)?', self.data_service) is not None, 'data_service', self.data_service,
                'like grpc://HOST:PORT')
         _check(re.fullmatch(r'(\d+(,\d+)*)?', self.gpus) is not None, 'gpus', self.gpus, 'numbers like 0,1')

@@ -131,6 +131,7 @@ def _identity(predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:
     """What the network's probabilities depend on."""
     from boardrec.data import images
     return {'inference_precision': predictor.config.inference_precision,
+            'inference_views': predictor.config.inference_views,
             'weights_sha256': predictor.facts['weights_sha256'],
             'records_fingerprint': record_set.manifest.fingerprint,
             'decode_version': images.DECODE_VERSION, 'boardrec': boardrec.__version__}

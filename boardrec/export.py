@@ -21,6 +21,7 @@ def main(config: ExportConfig) -> None:
         'class_names': predictor.classes.names, 'positive_class': predictor.config.positive_class,
         'image_size': list(predictor.config.height_width()), 'backbone': predictor.config.backbone,
         'inference_precision': predictor.config.inference_precision,
+        'inference_views': predictor.config.inference_views,
         'threshold': predictor.threshold, 'temperature': predictor.temperature,
         'weights_sha256': predictor.facts['weights_sha256'],
         'records_fingerprint': predictor.facts['records_fingerprint'],

@@ -110,7 +110,7 @@ def _of_run(config: PredictConfig) -> Model:
     # With whatever else a decision depends on, such as the threshold.
     settings = {name: value for name, value in predictor._asdict().items() if isinstance(value, dict | int | float)}
     identity = {**settings, 'run': [height, width, predictor.config.inference_precision,
-                                    classes.positive, images.DECODE_VERSION]}
+                                    predictor.config.inference_views, classes.positive, images.DECODE_VERSION]}
     return Model(classes.names, identity, config.batch_size * height * width * 3,
                  images.reader(height, width, _limits(config)), classify)
 

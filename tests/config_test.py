@@ -102,6 +102,10 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (TrainConfig, 'label_smoothing', -0.1, 'at least 0 and below 1'),
     (TrainConfig, 'class_weight', '', 'none, balanced or a CSV file'),
     (TrainConfig, 'class_weight', 's3://bucket/weights.csv', 'on a file system of this machine'),
+    (TrainConfig, 'record_weights', 'gs://bucket/weights.csv', 'on a file system of this machine'),
+    (TrainConfig, 'inference_views', 0, '1, 2 or 4'),
+    (TrainConfig, 'inference_views', 3, '1, 2 or 4'),
+    (TrainConfig, 'inference_views', 8, '1, 2 or 4'),
     (TrainConfig, 'schedule', 'step', 'one of constant, cosine, plateau'),
     (TrainConfig, 'plateau_factor', 0.0, 'between 0 and 1'),
     (TrainConfig, 'plateau_factor', 1.0, 'between 0 and 1'),
@@ -204,6 +208,18 @@ def test_views_that_cannot_differ_are_refused(settings, poses):
     make(TrainConfig, cached_views=poses, **{**AS_THEY_ARE, **settings})
     with pytest.raises(UserError, match=f'^--cached_views={poses + 1}: must be at most {poses}, or views would be the'):
         make(TrainConfig, cached_views=poses + 1, **{**AS_THEY_ARE, **settings})
+
+
+@pytest.mark.parametrize(('flips', 'most'), [((True, True), 4), ((True, False), 2), ((False, True), 2),
+                                             ((False, False), 1)])
+def test_inference_mirrors_only_as_training_may(flips, most):
+    settings = dict(zip(('flip_horizontal', 'flip_vertical'), flips, strict=True))
+    for views in (1, 2, 4):
+        if views <= most:
+            assert make(TrainConfig, inference_views=views, **settings).inference_views == views
+        else:
+            with pytest.raises(UserError, match=f'^--inference_views={views}: must be 1, 2 or 4, .* at most {most}'):
+                make(TrainConfig, inference_views=views, **settings)
 
 
 @pytest.mark.parametrize('op', [

@@ -26,6 +26,7 @@ from boardrec.training import (
     feed,
     model,
     parts,
+    record_weights,
     steps,
 )
 from boardrec.training.feed import Decision
@@ -183,7 +184,9 @@ def time_table(config: TrainConfig, record_set: records.RecordSet, timing: Timin
 def _measure(config: TrainConfig, record_set: records.RecordSet, classes: Classes, network: keras.Model,
              optimizer: Any, average: Any, decision: Decision, strategy: Any) -> Timing:
     """Times steps on a batch of noise."""
-    objective = steps.Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set))
+    weights = record_weights.resolve(config, record_set)
+    objective = steps.Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set),
+                                weights and weights.table)
     train_step = steps.make_train_step(
         network, optimizer, objective, strategy=strategy, accumulate_steps=config.accumulate_steps,
         clip_norm=config.clip_norm, average=average, xla=config.xla == 'on')
@@ -206,7 +209,7 @@ def _noise(config: TrainConfig, classes: Classes, decision: Decision) -> Batch:
     else:
         inputs = tf.constant(random.integers(0, 256, (count, *config.height_width(), 3), np.uint8))
     labels = tf.constant(random.integers(0, len(classes.names), count), tf.int32)
-    return Batch(inputs, labels, tf.ones([count]), tf.range(count, dtype=tf.int64))
+    return Batch(inputs, labels, tf.ones([count]), tf.zeros([count], tf.int64))
 
 
 def _seconds(step: Callable[[], tf.Tensor]) -> float:

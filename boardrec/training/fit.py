@@ -28,6 +28,7 @@ from boardrec.training import (
     model,
     optim,
     parts,
+    record_weights,
     run_dir,
     steps,
     stopping,
@@ -117,6 +118,9 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
         run_dir.require_equal(run, facts)  # the weights file may have changed
     _require_the_same(facts, _agree(strategy, lambda: facts))
     _describe(config, record_set, classifier, strategy)
+    weights = record_weights.resolve(config, record_set)
+    if weights:
+        progress.say(record_weights.sentence(config, record_set, weights))
     if leads:
         checkpoint.require_space(run.path, classifier.model, built.variables, begun=checkpoint.exists(run.checkpoints))
     decision = _decide(asked, config, run, record_set, classifier, strategy)
@@ -124,7 +128,8 @@ def _open_session(asked: TrainConfig, config: TrainConfig, run: RunDir, record_s
     if leads:
         run_dir.create(run, config, facts)  # before what may take hours
     source = feed.open_feed(config, record_set, classifier, strategy, decision)
-    objective = Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set))
+    objective = Objective(classes, config.label_smoothing, class_weights.resolve(config, record_set),
+                          weights and weights.table)
     head = classifier.model.get_layer('logits').trainable_variables
     calls = []
     for trained in (head, source.network.trainable_variables):
@@ -279,17 +284,19 @@ def _resolve(config: TrainConfig, record_set: records.RecordSet, classes: Classe
         weights=config.weights if config.weights in ('imagenet', 'none') else os.path.abspath(config.weights),
         init_from=config.init_from and os.path.abspath(config.init_from),
         class_weight=os.path.abspath(config.class_weight) if os.path.exists(config.class_weight) and (
-            config.class_weight not in ('none', 'balanced')) else config.class_weight)
+            config.class_weight not in ('none', 'balanced')) else config.class_weight,
+        record_weights=config.record_weights and os.path.abspath(config.record_weights))
 
 
 def _facts(record_set: records.RecordSet, config: TrainConfig) -> dict[str, Any]:
-    weights = class_weights.resolve(config, record_set)
+    weights, of_records = class_weights.resolve(config, record_set), record_weights.resolve(config, record_set)
     return {
         'records_fingerprint': record_set.manifest.fingerprint,
         'class_names': record_set.manifest.class_names,
         'positive_class': config.positive_class,
         'decode_version': images.DECODE_VERSION,
         'class_weights': None if weights is None else weights.tolist(),
+        'record_weights': of_records and of_records.sha256,
         'versions': {'python': platform.python_version(), 'tensorflow': tf.__version__, 'keras': keras.__version__,
                      'numpy': np.__version__},
     }

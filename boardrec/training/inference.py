@@ -76,9 +76,23 @@ def probabilities(predictor: Predictor) -> Callable[[tf.Tensor], tf.Tensor]:
 
 
 def forward(predictor: Predictor, batch: tf.Tensor) -> tf.Tensor:
-    """The graph of it: uint8 [B, H, W, 3] to calibrated float32 [B, C]."""
-    outputs = predictor.model(batch, training=False)
-    return calibrate(model.class_probabilities(outputs, predictor.classes), predictor.temperature)
+    """The graph of it: uint8 [B, H, W, 3] to calibrated float32 [B, C], the mean over the run's --inference_views.
+
+    Of probabilities and not of logits: a view in which the network is wrong and very sure outweighs no other.
+    """
+    total, axes = 0.0, view_axes(predictor.config)
+    for view in axes:
+        # One after the other, or TensorFlow would hold the activations of all at once.
+        with tf.control_dependencies([total] if view else []):
+            outputs = predictor.model(tf.reverse(batch, view) if view else batch, training=False)
+        total += model.class_probabilities(outputs, predictor.classes)
+    return calibrate(total / len(axes) if len(axes) > 1 else total, predictor.temperature)
+
+
+def view_axes(config: TrainConfig) -> list[list[int]]:
+    """The axes of [B, H, W, 3] that each view of --inference_views is mirrored along; of the first, none."""
+    one = [2] if config.flip_horizontal else [1]
+    return [[], one, [1], [1, 2]][:config.inference_views]
 
 
 def calibrate(probabilities: tf.Tensor, temperature: float) -> tf.Tensor:

@@ -30,6 +30,7 @@ from boardrec.data import files
 # Settings that say where and how fast, not what is computed: a run may continue with others.
 _FREE = {'records', 'run_dir', 'verify_records', 'feature_cache', 'feature_cache_dir', 'gpus', 'strategy',
          'pipeline_ram_mb', 'data_service', 'xla', 'steps_per_call', 'deterministic',
+         'record_weights',  # the place of the file, not the weights: their sum is a fact
          'checkpoint_every_steps', 'on_nan', 'log_every_steps', 'profile_steps', 'dry_run'}
 _LOCK = '.lock'
 
@@ -229,7 +230,7 @@ def read_history(run: RunDir) -> list[dict[str, float]]:
 
 FACT_NAMES = {'records_fingerprint': 'records', 'class_names': 'classes', 'positive_class': 'positive class',
                'frozen_sha256': 'starting weights', 'decode_version': 'decoding of images (of another boardrec)',
-              'class_weights': 'class weights', 'versions': 'packages'}
+              'class_weights': 'class weights', 'record_weights': 'record weights', 'versions': 'packages'}
 _HEAD = '# Every setting of this run, each auto resolved: python -m boardrec.train --flagfile=THIS_FILE\n'
 
 

@@ -48,11 +48,15 @@ class Objective(NamedTuple):
     classes: Classes
     label_smoothing: float = 0.0
     class_weights: np.ndarray | None = None  # float32 [C]
+    record_weights: np.ndarray | None = None  # float32 [N] by record_id
 
-    def losses(self, logits: tf.Tensor, labels: tf.Tensor) -> tf.Tensor:
-        """Of each record: logits [B, 1] or [B, C], labels int32 [B] to float32 [B]."""
-        return model.losses(logits, labels, self.classes, label_smoothing=self.label_smoothing,
-                            class_weights=self.class_weights)
+    def losses(self, logits: tf.Tensor, batch: Batch) -> tf.Tensor:
+        """Of each record: logits [B, 1] or [B, C] to float32 [B]; anything finite for padding."""
+        result = model.losses(logits, batch.labels, self.classes, label_smoothing=self.label_smoothing,
+                              class_weights=self.class_weights)
+        if self.record_weights is None:
+            return result
+        return result * tf.gather(self.record_weights, tf.maximum(batch.record_ids, 0))  # -1 is padding
 
 
 def make_train_step(network: keras.Model, optimizer: keras.optimizers.Optimizer, objective: Objective, *,
@@ -70,7 +74,7 @@ def make_train_step(network: keras.Model, optimizer: keras.optimizers.Optimizer,
     def gradients(batch: Batch, global_records: tf.Tensor) -> tuple[list[tf.Tensor], Sums]:
         with tf.GradientTape() as tape:
             logits = network(batch.inputs, training=True)
-            loss = tf.reduce_sum(objective.losses(logits, batch.labels) * batch.weights)
+            loss = tf.reduce_sum(objective.losses(logits, batch) * batch.weights)
             # Divided by the *global* count, so that the gradients' sum over replicas and parts is the mean's gradient.
             scaled = loss / global_records
             if scales:

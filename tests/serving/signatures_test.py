@@ -133,6 +133,24 @@ def test_bfloat16_runs_export_too(copied_run, tmp_path):
     signatures.self_test(predictor, tmp_path / 'saved')
 
 
+@pytest.mark.parametrize(('views', 'settings'), [(4, {}), (2, {}), (2, {'flip_horizontal': False})])
+def test_mirrored_views_export_too(copied_run, tmp_path, good, views, settings):
+    config = dataclasses.replace(run_dir.read_config(copied_run), inference_views=views, **settings)
+    (copied_run / 'run.flags').write_text(cli.to_flagfile(config))
+    predictor = inference.load(copied_run)
+    (tmp_path / 'saved').mkdir()
+    signatures.save(predictor, tmp_path / 'saved')
+    signatures.self_test(predictor, tmp_path / 'saved')
+    pixels = np.stack([images.decode(data, 32, 32).numpy() for data in good])
+    served = tf.saved_model.load(str(tmp_path / 'saved')).signatures['serving_default'](image_bytes=tf.constant(good))
+    np.testing.assert_allclose(served['probabilities'], inference.probabilities(predictor)(pixels), atol=1e-5)
+    plain = inference.probabilities(predictor._replace(config=dataclasses.replace(config, inference_views=1)))(pixels)
+    assert np.abs(served['probabilities'] - plain).max() > 1e-4
+    with pytest.raises(RuntimeError, match='differs from the run'):
+        signatures.self_test(predictor._replace(config=dataclasses.replace(config, inference_views=1)),
+                             tmp_path / 'saved')
+
+
 def test_outputs_have_the_batch_first_and_names_that_rest_can_carry(saved):
     signature = tf.saved_model.load(str(saved)).signatures['serving_default']
     assert all(spec.shape[0] is None for spec in signature.structured_outputs.values())

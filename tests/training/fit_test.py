@@ -215,9 +215,18 @@ for float16 in (False, True):
 print('steps of two replicas are right')
 '''
 
-def test_two_devices_give_the_losses_of_one(train_config, small_backbone):
+def write_record_weights(path, record_set, seed=0):
+    """A file that gives each record a weight."""
+    weights = np.random.default_rng(seed).uniform(0, 2, len(record_set.sources))
+    rows = (f'{source},{weight}\n' for source, weight in zip(record_set.sources, weights, strict=True))
+    path.write_text('path,weight\n' + ''.join(rows))
+    return str(path)
+
+
+def test_two_devices_give_the_losses_of_one(train_config, small_backbone, record_set, tmp_path):
     common = {'precision': 'float32', 'dropout': 0.0, 'optimizer': 'sgd', 'learning_rate': 0.01, 'batch_size': 20}
-    branching = {'backbone': small_backbone, 'trainable_layers': 5, 'cached_views': 3, 'epochs': 3}
+    branching = {'backbone': small_backbone, 'trainable_layers': 5, 'cached_views': 3, 'epochs': 3,
+                 'record_weights': write_record_weights(tmp_path / 'weights.csv', record_set)}
     started = []
     for one, cache in ((train_config(**common), 'off'), (train_config(**common, **branching), 'on')):
         two = dataclasses.replace(one, run_dir=one.run_dir + '-two', strategy='mirrored', accumulate_steps=2,
@@ -290,6 +299,24 @@ def test_other_records_are_refused(copied_run, image_folder, convert_here, tmp_p
     convert_here(image_folder({'negative': 30, 'positive': 30}, seed=9), tmp_path / 'records')
     with pytest.raises(UserError, match='was begun with other records'):
         train(dataclasses.replace(config, records=str(tmp_path / 'records')))
+
+
+def test_record_weights_change_the_run_and_only_their_values_make_it_another(
+        train_config, small_backbone, record_set, tmp_path, capsys):
+    common = {'backbone': small_backbone, 'trainable_layers': 9, 'precision': 'float32', 'learning_rate': 0.01}
+    path = tmp_path / 'weights.csv'
+    weighted = train_config(record_weights=write_record_weights(path, record_set), **common)
+    losses = [numbers(train(config))[:, 0] for config in (weighted, train_config(**common))]
+    assert np.abs(losses[0] / losses[1] - 1).min() > 0.01
+    out = capsys.readouterr().out
+    assert f'--record_weights: {len(record_set.split_range("train"))} of' in out and 'are in other splits' in out
+    unfinished(pathlib.Path(weighted.run_dir))
+    moved = path.rename(tmp_path / 'moved.csv')
+    train(dataclasses.replace(weighted, record_weights=str(moved)))
+    write_record_weights(moved, record_set, seed=1)
+    for other in (str(moved), ''):
+        with pytest.raises(UserError, match='was begun with other record weights: name another folder.'):
+            train(dataclasses.replace(weighted, record_weights=other))
 
 
 def test_other_starting_weights_are_refused(copied_run, monkeypatch):

@@ -26,11 +26,11 @@ def batch(count):
                  tf.range(count, dtype=tf.int64))
 
 
-def after_a_step(data, accumulate_steps=1, make=network):
+def after_a_step(data, accumulate_steps=1, make=network, **objective):
     model = make()
     optimizer = keras.optimizers.SGD(0.5)
     optimizer.build(model.trainable_variables)
-    step = steps.make_train_step(model, optimizer, steps.Objective(CLASSES), strategy=None,
+    step = steps.make_train_step(model, optimizer, steps.Objective(CLASSES, **objective), strategy=None,
                                  accumulate_steps=accumulate_steps)
     sums = step(data)
     return model.get_weights(), [float(value) for value in sums]
@@ -72,6 +72,19 @@ def test_a_part_of_padding_alone_is_no_nan():
     for a, b in zip(weights, expected, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     assert np.isfinite(sums).all()
+
+
+@pytest.mark.parametrize(('padded', 'parts'), [(6, 1), (8, 1), (8, 4)])
+def test_record_weights_are_the_sample_weights_of_keras(padded, parts):
+    table = np.array([9, 9, 0, 0.25, 3, 1, 1 / 3, 2], np.float32)  # of the records 2 to 7, and two others
+    data = batch(6)._replace(record_ids=tf.range(2, 8, dtype=tf.int64))
+    expected = network()
+    expected.compile(keras.optimizers.SGD(0.5), keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+    loss = expected.train_on_batch(data.inputs, data.labels, sample_weight=table[2:])
+    weights, sums = after_a_step(input_pipeline.pad(data, padded), parts, record_weights=table)
+    assert sums[0] / 6 == pytest.approx(loss, rel=1e-5) and sums[2] == 6
+    for a, b in zip(weights, expected.get_weights(), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
 def test_evaluation_measures_and_changes_nothing():
