@@ -1,6 +1,6 @@
 """Devices: how many, which strategy, and what arithmetic they are good at."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import json
 import os
@@ -108,6 +108,12 @@ def from_host_0(strategy: tf.distribute.Strategy | None, data: bytes) -> bytes:
         words.view(np.uint8)[:length] = np.frombuffer(data, np.uint8)
     parts = [_sum_over_hosts(strategy, words[i:i + _SENT_WORDS]).tobytes() for i in range(0, len(words), _SENT_WORDS)]
     return b''.join(parts)[:length]
+
+
+def agree(strategy: Any, of_host_0: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What host 0 says, on every host; JSON must hold it."""
+    leads = host_of_hosts(strategy)[0] == 0
+    return json.loads(from_host_0(strategy, json.dumps(of_host_0() if leads else {}).encode()))
 
 
 def _sum_over_hosts(strategy: tf.distribute.Strategy, values: np.ndarray) -> np.ndarray:

@@ -1,12 +1,12 @@
 """The loop: an epoch's steps, saved on the way, and its validation. It can be left and entered anywhere."""
 
 import collections
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 import contextlib
 import resource
 import signal
 import time
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 import numpy as np
@@ -15,14 +15,9 @@ import tqdm
 
 from boardrec import cli, progress
 from boardrec.config import TrainConfig
-from boardrec.data import records
-from boardrec.training import distribute, optim, steps
-from boardrec.training.board import Board
-from boardrec.training.checkpoint import EpochSums, RunState, Saver
-from boardrec.training.feed import Feed
-from boardrec.training.model import Classes
-from boardrec.training.run_dir import RunDir
-from boardrec.training.stopping import Stop
+from boardrec.training import optim, steps
+from boardrec.training.checkpoint import EpochSums, RunState
+from boardrec.training.opening import Session
 
 _MOST_SKIPPED = 100  # steps in a row: of a loss scale that has been halved so often nothing is left
 _STEPS_A_CALL_ON_GPUS = 16
@@ -34,34 +29,6 @@ class NonFinite(Exception):  # noqa: N818 (an outcome, which the recipe handles)
     def __init__(self, epoch: int, step: int, loss: float):
         super().__init__(epoch, step, loss)
         self.epoch, self.step, self.loss = epoch, step, loss  # counted from 0
-
-
-class Session(NamedTuple):
-    """What training works with from its first step to its last."""
-
-    config: TrainConfig
-    run: RunDir
-    record_set: records.RecordSet
-    classes: Classes
-    strategy: tf.distribute.Strategy | None
-    source: Feed
-    optimizer: keras.optimizers.Optimizer
-    average: optim.Average | None
-    variables: list[keras.Variable]  # that training changes
-    calls: tuple[Callable[..., steps.Call], ...]  # of the last layer alone, and of all that is trained
-    eval_step: steps.EvalStep
-    stop: Stop
-    saver: Saver | None  # of host 0, which writes
-    board: Board | None
-
-    def save(self, state: RunState) -> RunState:
-        """Saves the state, if this host does."""
-        return self.saver.save(state) if self.saver else state
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether other hosts take part, which must all stop at the same step."""
-        return distribute.host_of_hosts(self.strategy)[1] > 1
 
 
 def train_epoch(session: Session, state: RunState) -> RunState:
