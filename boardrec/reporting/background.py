@@ -61,10 +61,10 @@ def speed(history: Sequence[Mapping], images_per_second: float | None) -> str:
         found |= {'training, images/s (median epoch)': _median(rates, '.1f'),
                   'waiting for input (median epoch)': _median(waits, '.1%'),
                   'seconds an epoch (median)': _median(seconds, '.1f'),
-                  'first batch of the run after': f'{history[0]["first_batch_seconds"]:.1f} s'
+                  'first batch of the run after': f'{history[0]["first_batch_seconds"]:.2g} s'
                   if 'first_batch_seconds' in history[0] else None,
-                  'training, all epochs': _duration(float(np.nansum(seconds))),
-                  'validation, all epochs': _duration(float(np.nansum(validation))),
+                  'training, all epochs': _duration(seconds),
+                  'validation, all epochs': _duration(validation),
                   'peak memory of the host': f'{np.nanmax(memory):,.0f} MiB' if np.isfinite(memory).any() else None}
         figures = [page.figure('Training rate', 'Images a second, by epoch.', curves.epoch_curve(
             history, 'images_per_second', 'images/s')) if np.isfinite(rates).any() else '',
@@ -89,7 +89,7 @@ def run(facts: Facts, decision: Mapping | None, source_check: Mapping | None) ->
     fingerprints = {'records': facts.data.fingerprint, 'weights': known.get('weights_sha256'),
                     'starting weights': known.get('frozen_sha256')}
     return page.facts({
-        'Settings that differ from their defaults': facts.changed, 'Outcome': _given(outcome),
+        'Settings that differ from their defaults': facts.changed or {'none': ''}, 'Outcome': _given(outcome),
         'Decision': chosen, 'Records against their files': checked, 'Versions': known.get('versions', {}),
         'Fingerprints (sha256)': _given(fingerprints),
     }) + page.heading('Again') + page.commands(facts.commands) + page.details(
@@ -126,8 +126,11 @@ def _median(values: np.ndarray, how: str) -> str | None:
     return format(float(np.nanmedian(values)), how) if np.isfinite(values).any() else None
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
+def _duration(seconds: np.ndarray) -> str | None:
+    """The sum of the seconds in words."""
+    if not np.isfinite(seconds).any():
+        return None
+    minutes, rest = divmod(round(float(np.nansum(seconds))), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours} h {minutes} min' if hours else f'{minutes} min {rest} s' if minutes else f'{rest} s'
 

@@ -1,6 +1,7 @@
 """Plots of how sure a model is, and whether it may be: reliability diagram and histograms of probability."""
 
 from collections.abc import Mapping, Sequence
+import math
 
 import numpy as np
 
@@ -9,7 +10,8 @@ from boardrec.reporting.chart import Chart, Frame
 from boardrec.reporting.metrics import HALF, wilson_interval
 
 _BARS = 20
-_ROW = 62.0  # of a class's histogram, in CSS pixels
+_HEIGHT = 250.0  # of all rows, in CSS pixels, where there is room
+_LEAST = 48.0  # of a row
 
 
 def reliability_diagram(said: np.ndarray, outcomes: np.ndarray, xlabel: str, ylabel: str, *,
@@ -41,21 +43,24 @@ def reliability_diagram(said: np.ndarray, outcomes: np.ndarray, xlabel: str, yla
 
 
 def histograms(groups: Mapping[str, np.ndarray], xlabel: str, *, threshold: float | None = None) -> Chart:
-    """Records in 20 equal bins of probability: a row a group {name: probabilities [n]}, each to its own scale."""
-    top = 12.0
-    height = top + _ROW * len(groups) + 42
+    """Records in 20 equal bins of probability: a row a group {name: probabilities [n]}, each to its own scale.
+
+    Heights are square roots of counts, because the few records in the middle are those to look at.
+    """
+    top, tall = 12.0, max(_LEAST, _HEIGHT / max(2, len(groups)))
+    height = top + tall * len(groups) + 42
     whole = Frame((0.0, 1.0), (0.0, 1.0), height=height, left=12, top=top)
     parts = [chart.axes(whole, xlabel, '', yticks=())]
     for i, (name, values) in enumerate(groups.items()):
         counts = np.bincount(np.minimum((values * _BARS).astype(int), _BARS - 1), minlength=_BARS)
-        frame = whole._replace(y=(0.0, max(1, counts.max()) * 1.5), top=top + _ROW * i,
-                               bottom=height - top - _ROW * (i + 1))
+        frame = whole._replace(y=(0.0, math.sqrt(max(1, counts.max())) * tall / (tall - 20)), top=top + tall * i,
+                               bottom=height - top - tall * (i + 1))
         parts.append(chart.line(frame, (0, 1), (0, 0), 'soft thin'))
-        parts += [chart.box(frame, (b / _BARS, (b + 1) / _BARS), (0, counts[b]), f'c{i % chart.SERIES} bar',
+        parts += [chart.box(frame, (b / _BARS, (b + 1) / _BARS), (0, math.sqrt(counts[b])), f'c{i % chart.SERIES} bar',
                             f'{name}, {b / _BARS:.2f} to {(b + 1) / _BARS:.2f}: {counts[b]:,} records')
                   for b in np.flatnonzero(counts)]
-        parts.append(chart.text(whole.left + 4, top + _ROW * i + 13, f'{chart.shorten(name, 30)} ({len(values):,})'))
-        parts.append(chart.text(whole.width - whole.right - 4, top + _ROW * i + 13, f'at most {counts.max():,}', 'end',
+        parts.append(chart.text(whole.left + 4, top + tall * i + 13, f'{chart.shorten(name, 30)} ({len(values):,})'))
+        parts.append(chart.text(whole.width - whole.right - 4, top + tall * i + 13, f'at most {counts.max():,}', 'end',
                                 'small'))
     key = []
     for value, mark in [(threshold, 'dash ink'), *([(HALF, 'dots ink')] if threshold != HALF else [])]:
@@ -68,8 +73,8 @@ def histograms(groups: Mapping[str, np.ndarray], xlabel: str, *, threshold: floa
 
 
 def without_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
-    """What [N, C] were before softmax(ln(p) / temperature); p at least calibration.SMALLEST_PROBABILITY."""
-    raised = np.maximum(probabilities, calibration.SMALLEST_PROBABILITY) ** temperature
+    """What [N, C] were before softmax(ln(p) / temperature)."""
+    raised = probabilities ** temperature
     return raised / raised.sum(axis=1, keepdims=True)
 
 

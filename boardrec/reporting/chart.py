@@ -30,7 +30,7 @@ class Frame(NamedTuple):
     y: tuple[float, float]
     width: float = 360
     height: float = 270
-    left: float = 48
+    left: float = 56
     right: float = 12
     top: float = 12
     bottom: float = 42

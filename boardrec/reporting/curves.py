@@ -48,7 +48,7 @@ def epoch_curve(history: Sequence[Mapping], name: str, label: str) -> Chart:
     top = float(np.nanmax(values, initial=0)) or 1.0
     frame = Frame(_epoch_limits(epochs), (0.0, 1.08 * top))
     parts = [chart.axes(frame, 'epoch', label, xticks=_epoch_ticks(epochs),
-                        yformat=(lambda y: f'{y:.0e}' if y else '0') if top < 0.01 else None),
+                        yformat=_small if top < 0.01 else None),
              chart.line(frame, epochs, values, 'c0')]
     parts += [chart.dot(frame, x, y, 'c0', f'epoch {x:.0f}: {y:.4g}') for x, y in zip(epochs, values, strict=True)
               if len(epochs) <= _MOST_DOTS and math.isfinite(y)]
@@ -147,6 +147,10 @@ def _upright(frame: Frame, x: float, mark: str, title: str) -> str:
     across = frame.across(x)
     return (f'<path class="line {mark}" d="M{across:.1f} {frame.top:g}V{frame.height - frame.bottom:g}">'
             f'<title>{title}</title></path>')
+
+
+def _small(value: float) -> str:
+    return f'{value:.2g}'.replace('e-0', 'e-') if value else '0'
 
 
 def _unit_frame() -> Frame:

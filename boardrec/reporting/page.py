@@ -42,7 +42,7 @@ def write(path: os.PathLike | str, *, title: str, eyebrow: str, lead: str, conce
     """Writes a page atomically."""
     content = _PAGE.substitute(
         style=CSS, title=text(title), eyebrow=text(eyebrow), lead=text(lead), footer=text(footer),
-        concerns=''.join(f'<li>{_ICONS[level]}<span>{text(words)}</span></li>' for level, words in concerns),
+        concerns=''.join(f'<li>{_ICONS[level]}<span>{_with_flags(words)}</span></li>' for level, words in concerns),
         nav=''.join(f'<li><a href="#{_anchor(section.title)}">{text(section.title)}</a></li>' for section in sections),
         sections='\n'.join(
             f'<section aria-labelledby="{_anchor(section.title)}">\n<h2 id="{_anchor(section.title)}">'
@@ -156,7 +156,12 @@ def heading(words: str) -> str:
 
 def commands(lines: Iterable[str]) -> str:
     """Command lines to copy."""
-    return '<pre><code>' + '\n'.join(text(chart.plain(line)) for line in lines) + '</code></pre>'
+    return '<pre tabindex="0"><code>' + '\n'.join(text(chart.plain(line)) for line in lines) + '</code></pre>'
+
+
+def _with_flags(words: str) -> str:
+    """Words with what is to be typed kept in one piece."""
+    return re.sub(r'--\w+(=\w+)?', r'<code class="flag">\g<0></code>', text(words))
 
 
 def _row(cells: Sequence[object], words: Sequence[int]) -> str:

@@ -198,7 +198,8 @@ def _certainty(evaluation: Evaluation, chosen: np.ndarray) -> str:
             groups = {'right': said[truth], 'wrong': said[~truth]}
     own = 'probability of the true class' if positive is None and len(names) <= _ROWS else what
     return page.grid([
-        page.figure('Probabilities', 'By true class.' if own != what or positive is not None else '',
+        page.figure('Probabilities', f'{"By true class; heights" if "right" not in groups or positive is not None else "Heights"} '
+                    'are square roots of counts.',
                     certainty.histograms(groups, own, threshold=evaluation.metrics['threshold'])),
         page.figure('Reliability', _believed(evaluation), certainty.reliability_diagram(
             said, truth, what, outcome, before=was))])

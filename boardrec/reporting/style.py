@@ -34,7 +34,9 @@ section > p { max-width: 58rem }
 nav { margin-top: 1.8rem; font-size: 0.95rem }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.3rem; margin: 0; padding: 0; list-style: none }
 nav a { display: inline-block; padding: 0.2rem 0 }
-.tiles { display: grid; gap: 0.8rem; margin: 0; grid-template-columns: repeat(auto-fill, minmax(min(13rem, 100%), 1fr)) }
+.tiles { display: grid; gap: 0.8rem; margin: 0; grid-template-columns: repeat(auto-fill, minmax(min(9.2rem, 100%), 1fr)) }
+@media screen and (min-width: 44rem) { .tiles { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)) }
+  .grid > figure > figcaption { min-height: 2.9rem } }
 .tiles > div { padding: 0.8rem 1rem 0.9rem; border-radius: 8px; background: var(--panel) }
 .tiles dt { font-size: 0.9rem }
 .tiles dd { margin: 0 }
@@ -70,25 +72,30 @@ rect.bar { opacity: 0.62 }
 table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums }
 caption { padding-bottom: 0.4rem; font-weight: 600; text-align: left }
 th, td { padding: 0.35rem 1.1rem 0.35rem 0; border-bottom: 1px solid var(--line); text-align: right;
-  vertical-align: top }
+  vertical-align: top; white-space: nowrap }
 th { font-weight: 500 }
 thead th { color: var(--soft); vertical-align: bottom }
 th:first-child { text-align: left }
-tbody th { position: sticky; left: 0; max-width: 16rem; background: var(--page); overflow-wrap: anywhere }
+tbody th { position: sticky; left: 0; width: max-content; min-width: min(8rem, 30vw); max-width: min(16rem, 40vw);
+  background: var(--page); white-space: normal; overflow-wrap: anywhere }
 .facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); gap: 2rem;
   align-items: start }
+.scroll + .facts { margin-top: 2rem }
 .facts table { width: 100% }
 .facts tbody th { color: var(--soft); width: 45% }
-.facts td, td.words { padding-right: 0.8rem; text-align: left; overflow-wrap: anywhere }
+.facts tbody th { position: static; max-width: none }
+.facts td, td.words { padding-right: 0.8rem; text-align: left; white-space: normal; overflow-wrap: anywhere }
+td.words { min-width: 7rem }
 .matrix { margin: 0 }
 .matrix th, .matrix td { padding: 0.5rem 0.9rem; border: 2px solid var(--page); text-align: center;
   vertical-align: middle }
-.matrix tbody th { text-align: right; padding-left: 0; overflow-wrap: normal; max-width: 12rem }
+.matrix tbody th { text-align: right; padding-left: 0; min-width: 0 }
 .matrix td { min-width: 4.6rem; background: color-mix(in srgb, var(--c1) calc(4% + var(--s) * 42%), transparent);
   print-color-adjust: exact }
 .matrix td.right { background: color-mix(in srgb, var(--c0) calc(4% + var(--s) * 42%), transparent) }
 .matrix b { display: block; font-size: 1.15rem; font-weight: 600 }
 .matrix.many th, .matrix.many td { padding: 0.1rem 0.2rem; min-width: 1.9rem; border-width: 1px; font-size: 0.75rem }
+.matrix.many tbody th { white-space: nowrap; max-width: none }
 .matrix.many thead th { writing-mode: vertical-rl; transform: rotate(180deg); text-align: left; max-height: 9rem }
 .matrix.many thead th:first-child { writing-mode: horizontal-tb; transform: none }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17.5rem, 100%), 1fr)); gap: 1.6rem 1.3rem;
@@ -102,8 +109,9 @@ tbody th { position: sticky; left: 0; max-width: 16rem; background: var(--page);
 .heat { display: inline-block; width: 6rem; height: 0.7em; border-radius: 3px; vertical-align: baseline;
   print-color-adjust: exact }
 pre { margin: 0; padding: 0.9rem 1rem; border-radius: 8px; background: var(--panel); font-size: 0.85rem;
-  white-space: pre-wrap; overflow-wrap: anywhere }
+  overflow-x: auto }
 code, pre { font-family: ui-monospace, monospace }
+code.flag { font-size: 0.92em; white-space: nowrap }
 details { margin-top: 1.2rem }
 summary { color: var(--note); cursor: pointer; padding: 0.2rem 0 }
 details > .scroll, details > .facts { margin-top: 0.6rem }
@@ -115,7 +123,7 @@ footer { margin-top: 3.5rem; padding-top: 1rem; border-top: 1px solid var(--line
   h2 { margin-top: 1.6rem; break-after: avoid } h3, figcaption { break-after: avoid }
   figure, tr, .cards li, .tiles > div { break-inside: avoid }
   .tiles > div { border: 1px solid var(--line) }
-  .scroll { overflow: visible } .cards { grid-template-columns: repeat(3, 1fr) }
+  .scroll, pre { overflow: visible } pre { white-space: pre-wrap } .cards { grid-template-columns: repeat(3, 1fr) }
   .grid { grid-template-columns: repeat(2, 1fr) }
   details::details-content { content-visibility: visible; block-size: auto } summary { display: none } }
 '''

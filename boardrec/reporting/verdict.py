@@ -28,8 +28,9 @@ def lead(values: Mapping, split: str, decision: Mapping | None) -> str:
     names, positive = values['class_names'], values['positive_class']
     totals = np.sum(values['confusion_matrix'], axis=1)
     commonest = names[int(totals.argmax())]
-    low, high = metrics.wilson_interval(int(np.trace(values['confusion_matrix'])), values['records'])
-    pair = values['intervals']['accuracy'] or (low, high)
+    pair = values['intervals']['accuracy']
+    if pair is None or pair[0] == pair[1]:  # where all are right a bootstrap knows of nothing else
+        pair = metrics.wilson_interval(int(np.trace(values['confusion_matrix'])), values['records'])
     words = (f'The 95% interval is {pair[0]:.1%} to {pair[1]:.1%}; always answering {commonest}, the commonest class, '
              f'would be right for {totals.max() / values["records"]:.1%}.')
     if positive is None:
@@ -52,13 +53,14 @@ def _threshold(values: Mapping, decision: Mapping | None) -> str:
     chosen = ''
     if decision and decision.get('validation', {}).get('f1') is not None and decision['criterion'][
             'threshold'] != 'half':
-        chosen = (f', chosen for the best F1 on {decision["validation"]["records"]:,} {decision["chosen_on"]} '
-                  'images')
+        chosen = (f', chosen for the best F1 on {decision["validation"]["records"]:,} '
+                  'validation images')
         floors = [f'{name.removeprefix("min_")} of at least {decision["criterion"][name]:g}'
                   for name in ('min_precision', 'min_recall') if decision['criterion'][name]]
         chosen += f' with {" and ".join(floors)}' if floors else ''
-    return (f'At threshold {values["threshold"]:.3g}{chosen}, it finds {_share(values["recall"])} of what is '
-            f'{values["positive_class"]}, and {_share(values["precision"])} of what it calls so is.')
+    return (f'At threshold {values["threshold"]:.3g}{chosen}, it finds {_share(values["recall"])} of the '
+            f'{values["positive_class"]} images, and {_share(values["precision"])} of those that it calls '
+            f'{values["positive_class"]} are.')
 
 
 def _chance(values: Mapping) -> list[Concern]:
@@ -108,11 +110,11 @@ def _slices(slices: Sequence[Mapping]) -> list[Concern]:
     small = [row['slice'] for row in slices if row['verdict'] == 'too small']
     found = []
     if worse:
-        named = [f'{row["slice"]} ({row["accuracy"]:.1%} of {row["records"]:,})' for row in worse]
+        named = [f'slice {row["slice"]} ({row["accuracy"]:.1%} of {row["records"]:,} right)' for row in worse]
         found.append(Concern('bad', f'Worse than the rest: {_listed(named)}.'))
     if small:
-        found.append(Concern('note', f'Too few records to tell whether {_listed(small)} '
-                                     f'{"is" if len(small) == 1 else "are"} worse than the rest.'))
+        found.append(Concern('note', f'Too few records to tell whether slice{"" if len(small) == 1 else "s"} '
+                                     f'{_listed(small)} {"is" if len(small) == 1 else "are"} worse than the rest.'))
     return found
 
 
