@@ -3,7 +3,7 @@
 Or compares two that are evaluated: python -m boardrec.evaluate --compare=RUN_A,RUN_B --split=test.
 """
 
-import functools
+from collections.abc import Callable
 import json
 import pathlib
 import time
@@ -72,11 +72,13 @@ def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
         **values, **identity, 'bootstrap': _bootstrap(predictions), 'images_per_second': speed,
         'source_check': checked, 'slice_by': config.slice_by or None, 'slices': sliced})
     evaluation = report.Evaluation(config.split, values, predictions, names, decision, sliced, checked, speed)
+    shown = report.shown(evaluation)
+    stored = dict(tfrecord.read_images(record_set, shown))
     predictor.run.report.parent.mkdir(exist_ok=True)
     report.write(
         predictor.run.report, evaluation, facts.gather(record_set, predictor.config, predictor.facts, config),
-        run_dir.read_history(predictor.run), read_image=functools.partial(_picture, record_set),
-        heat_maps=_heat_maps(predictor, record_set, report.shown(evaluation)))
+        run_dir.read_history(predictor.run), read_image=_pictures(record_set, stored),
+        heat_maps=_heat_maps(predictor, record_set, stored, shown))
     for line in [*(text.rstrip() for text in texts.values()), *summary.warnings(sliced)]:
         progress.say(line)
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
@@ -103,36 +105,36 @@ def _compare(config: EvaluateConfig) -> None:
             (paths[0], trained, facts_a), (paths[1], other, facts_b))]
         result = comparison.compare(*(side.run for side in sides), facts_a['class_names'],
                                     facts_a['positive_class'] or None)
+        stored = dict(tfrecord.read_images(record_set, comparison_page.shown(result['changed'])))
         page = run_dir.RunDir(paths[1]).comparison(first.path.absolute().name)
         page.parent.mkdir(exist_ok=True)
         metrics.write_json(page.with_suffix('.json'), {'split': config.split, **result})
         comparison_page.write(page, result, sides, config.split, facts_a['positive_class'] or None,
-                              read_image=functools.partial(_picture, record_set))
+                              read_image=_pictures(record_set, stored))
     progress.say(comparison_page.sentence(result))
     progress.say(f'{config.split}: {len(result["changed"]):,} of {result["records"]:,} records are decided otherwise; '
                  f'page: {page}')
 
 
-def _picture(record_set: records.RecordSet, record_id: int) -> bytes:
-    """A record's image as bytes that a viewer shows."""
+def _pictures(record_set: records.RecordSet, stored: dict[int, bytes]) -> Callable[[int], bytes]:
+    """The function from a record id to bytes that a viewer shows."""
     from boardrec.data import images
-    return images.picture(tfrecord.read_image(record_set, record_id), record_set.manifest.storage)
+    return lambda record_id: images.picture(stored[record_id], record_set.manifest.storage)
 
 
-def _heat_maps(predictor: Any, record_set: records.RecordSet, classes: dict[int, int]) -> dict[int, Any]:
-    """For each record of {record id: class} a heat map of what spoke for the class."""
+def _heat_maps(predictor: Any, record_set: records.RecordSet, stored: dict[int, bytes], classes: dict[int, int]
+               ) -> dict[int, Any]:
+    """For each stored image of {record id: class} a heat map of what spoke for the class."""
     import numpy as np
 
     from boardrec.data import images
     from boardrec.training import grad_cam
-    if not classes:
+    if not stored:
         return {}
     size, storage = predictor.config.height_width(), record_set.manifest.storage
-    ids = list(classes)
-    pixels = np.stack([images.decode_stored(stored, storage, *size).numpy()
-                       for _, stored in tfrecord.read_images(record_set, ids)])
-    maps = grad_cam.heat_maps(predictor, pixels, np.array([classes[number] for number in ids]))
-    return dict(zip(ids, maps, strict=True))
+    pixels = np.stack([images.decode_stored(data, storage, *size).numpy() for data in stored.values()])
+    maps = grad_cam.heat_maps(predictor, pixels, np.array([classes[number] for number in stored]))
+    return dict(zip(stored, maps, strict=True))
 
 
 def _decision(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:

@@ -62,6 +62,11 @@ def sentence(result: Mapping) -> str:
             f'McNemar p = {_p(p_value)}')
 
 
+def shown(changed: Sequence[Mapping]) -> list[int]:
+    """The record ids of the changed records whose pictures `write` asks for."""
+    return [row['record_id'] for _, group, count in _groups(changed) for row in group[:count]]
+
+
 def write(path: os.PathLike | str, result: Mapping, sides: Sequence[Side], split: str, positive_class: str | None, *,
           read_image: Callable[[int], bytes]) -> None:
     """Writes the page to `path`, atomically."""
@@ -173,19 +178,26 @@ def _curves(sides: Sequence[Side], positive_class: str | None) -> str:
 def _changed(rows: Sequence[Mapping], read_image: Callable[[int], bytes]) -> str:
     if not rows:
         return page.paragraph('Not one.')
-    groups = {'Became wrong': [row for row in rows if row['first']['predicted'] == row['label']],
-              'Became right': [row for row in rows if row['second']['predicted'] == row['label']]}
-    groups['Wrong in another way'] = [row for row in rows if not any(row in group for group in groups.values())]
-    shown, parts = _fair([len(group) for group in groups.values()]), []
-    for (title, group), count in zip(groups.items(), shown, strict=True):
+    parts = []
+    for title, group, count in _groups(rows):
         if group:
             more = f', of which {count} are shown' if count < len(group) else ''
             parts += [page.heading(f'{title}: {len(group):,}{more}'),
-                      f'<ul class="cards small">{"".join(_card(row, read_image) for row in group[:count])}</ul>']
+                      f'<ul class="cards">{"".join(_card(row, read_image) for row in group[:count])}</ul>']
     listed = [(row['source'], row['label'], _said(row['first']), _said(row['second'])) for row in rows[:_MOST_LISTED]]
     return ''.join(parts) + page.details(
         'All as a table' if len(rows) <= _MOST_LISTED else f'The first {_MOST_LISTED:,} as a table',
         page.table(['file', 'is', 'A said', 'B said'], listed, 'Changed decisions', words=[1, 2, 3]))
+
+
+def _groups(rows: Sequence[Mapping]) -> list[tuple[str, list[Mapping], int]]:
+    """(title, rows, how many are shown) of each kind of change."""
+    groups = {'Became wrong': [], 'Became right': [], 'Wrong in another way': []}
+    for row in rows:
+        groups['Became wrong' if row['first']['predicted'] == row['label'] else
+               'Became right' if row['second']['predicted'] == row['label'] else 'Wrong in another way'].append(row)
+    shown = _fair([len(group) for group in groups.values()])
+    return [(title, group, count) for (title, group), count in zip(groups.items(), shown, strict=True)]
 
 
 def _fair(counts: Sequence[int]) -> list[int]:
