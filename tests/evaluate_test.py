@@ -325,7 +325,7 @@ def test_two_runs_side_by_side(unsure, evaluated, monkeypatch, capsys):
 
 
 def test_what_cannot_be_set_side_by_side(evaluated, small_run, tmp_path):
-    with pytest.raises(UserError, match='has no evaluation of test: evaluate it first with python -m boardrec.evaluate'):
+    with pytest.raises(UserError, match='has no evaluation of test: evaluate it first with python -m boardrec'):
         evaluate.main(EvaluateConfig(compare=f'{evaluated},{small_run}'))
     shutil.copytree(evaluated, tmp_path / 'other')
     facts = json.loads((tmp_path / 'other' / 'run.json').read_text())

@@ -8,7 +8,7 @@ import numpy as np
 
 from boardrec.data.records import Duplicate
 from boardrec.reporting import curves, page
-from boardrec.reporting.facts import Data, Facts, describe_sizes
+from boardrec.reporting.facts import Data, describe_sizes, Facts
 
 _LISTED = 20  # pairs of duplicates
 
@@ -18,7 +18,7 @@ def training(history: Sequence[Mapping]) -> str:
     if not history:
         return page.paragraph('This run has no history.')
     best = curves.best_epoch(history)
-    chosen = '' if best is None else f'Lowest validation loss in epoch {best} of {len(history)}, whose weights these are.'
+    chosen = '' if best is None else f'Epoch {best} of {len(history)} has the lowest validation loss and gave its weights.'
     columns = list(history[0])
     rows = [[_cell(name, row.get(name)) for name in columns] for row in history]
     return page.grid([

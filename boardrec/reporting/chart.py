@@ -20,7 +20,7 @@ class Chart(NamedTuple):
     """A plot and what its marks mean."""
 
     svg: str
-    key: list[tuple[str, str]]  # (mark: line, dash, dots, dot, ring, diamond or bar, with a colour's class; its meaning)
+    key: list[tuple[str, str]]  # (line, dash, dots, dot, ring, diamond or bar, with a colour; its meaning)
 
 
 class Frame(NamedTuple):

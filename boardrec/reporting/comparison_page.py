@@ -70,22 +70,21 @@ def shown(changed: Sequence[Mapping]) -> list[int]:
 def write(path: os.PathLike | str, result: Mapping, sides: Sequence[Side], split: str, positive_class: str | None, *,
           read_image: Callable[[int], bytes]) -> None:
     """Writes the page to `path`, atomically."""
-    letters = _letters(result['runs'])
+    letters, names = _letters(result['runs']), sides[0].values['class_names']
     sections = [
         Section('Side by side', _figures(result)),
         Section('Records that only one has right', _mcnemar(result['mcnemar'])),
         Section('Curves', _curves(sides, positive_class)),
         Section('Confusion', page.grid(
-            page.figure(f'Run {letter}', name, confusion.matrix(side.values['confusion_matrix'],
-                                                                side.values['class_names']))
+            page.figure(f'Run {letter}', name, confusion.matrix(side.values['confusion_matrix'], names))
             for letter, name, side in zip('AB', letters, sides, strict=True))
-            if len(sides[0].values['class_names']) <= confusion.READABLE else page.paragraph('Too many classes to show.')),
+            if len(names) <= confusion.READABLE else page.paragraph('Too many classes to show.')),
         Section('Changed decisions', _changed(result['changed'], read_image)),
         Section('Settings that differ', _settings(sides, letters))]
     page.write(path, title=_title(result), eyebrow=f'boardrec · {split} split · A is {letters[0]}, B is {letters[1]}',
                lead=_lead(result), concerns=_concerns(result, split), sections=sections,
-               footer='Differences are B less A. Intervals are 95% intervals of a paired bootstrap: both runs count the '
-                      'same draws of records.')
+               footer='Differences are B less A. Intervals are 95% intervals of a paired bootstrap: both runs count '
+                      'the same draws of records.')
 
 
 def _title(result: Mapping) -> str:
@@ -101,9 +100,9 @@ def _lead(result: Mapping) -> str:
     row, found = result['metrics']['accuracy'], result['mcnemar']
     span = '' if row['interval'] is None else (
         f' (95% interval {100 * row["interval"][0]:+.1f} to {100 * row["interval"][1]:+.1f})')
-    return (f'Of {result["records"]:,} images A has {row["first"]:.1%} right and B {row["second"]:.1%}, a difference of '
-            f'{100 * row["difference"]:+.1f} points{span}. Only A is right on {found["only_first"]:,} images and only B '
-            f'on {found["only_second"]:,}, which chance alone would do with p = {_p(found["p_value"])} (McNemar).')
+    return (f'Of {result["records"]:,} images A has {row["first"]:.1%} right and B {row["second"]:.1%}, a difference '
+            f'of {100 * row["difference"]:+.1f} points{span}. Only A is right on {found["only_first"]:,} images and '
+            f'only B on {found["only_second"]:,}, which chance alone would do with p = {_p(found["p_value"])} (McNemar).')
 
 
 def _concerns(result: Mapping, split: str) -> list[Concern]:
@@ -118,13 +117,13 @@ def _concerns(result: Mapping, split: str) -> list[Concern]:
         found.append(Concern('note', f'The runs differ in what is right on {apart} records only: few to tell them '
                                      'apart by.'))
     if split == 'test':
-        found.append(Concern('note', 'Whoever chooses among many runs by this split makes it a validation split: choose '
-                                     'on --split=val, and look here once.'))
+        found.append(Concern('note', 'Whoever chooses among many runs by this split makes it a validation split: '
+                                     'choose on --split=val, and look here once.'))
     return found
 
 
 def _figures(result: Mapping) -> str:
-    rows = []
+    rows, widest = [], max((abs(end) for row in result['metrics'].values() for end in row['interval'] or ()), default=1)
     for key, name in _NAMES.items():
         row = result['metrics'][key]
         if row['difference'] is None:
@@ -132,18 +131,16 @@ def _figures(result: Mapping) -> str:
             continue
         better = (row['difference'] > 0) != (key in _LESS_IS_BETTER)
         said = '' if not row['excludes_0'] else 'B is better' if better else 'B is worse'
-        rows.append((name, page.number(row['first']), page.number(row['second']), _span(row), page.Markup(
+        rows.append((name, page.number(row['first']), page.number(row['second']), _span(row, widest or 1), page.Markup(
             f'<b class="{"good" if better else "bad"}">{said}</b>' if said else 'may be chance')))
-    return page.table(['', 'A', 'B', 'B less A', 'verdict'], rows, 'Metrics of both runs')
+    return page.table(['metric', 'A', 'B', 'B less A', 'verdict'], rows, 'Metrics of both runs')
 
 
-def _span(row: Mapping) -> page.Markup:
+def _span(row: Mapping, widest: float) -> page.Markup:
     interval = row['interval']
     below = '' if interval is None else f'<span class="aside">{interval[0]:+.3f} to {interval[1]:+.3f}</span>'
-    widest = 0.0 if interval is None else max(map(abs, interval))
-    limit = next((limit for limit in (0.02, 0.05, 0.1, 0.2, 0.5, 1.0) if widest <= limit), max(1.0, widest))
     return page.Markup(f'{row["difference"]:+.3f}{below}' + (
-        page.strip(row['difference'], interval, (-limit, limit)) if interval else ''))
+        page.strip(row['difference'], interval, (-widest, widest)) if interval else ''))
 
 
 def _mcnemar(found: Mapping) -> str:
@@ -183,7 +180,7 @@ def _changed(rows: Sequence[Mapping], read_image: Callable[[int], bytes]) -> str
         if group:
             more = f', of which {count} are shown' if count < len(group) else ''
             parts += [page.heading(f'{title}: {len(group):,}{more}'),
-                      f'<ul class="cards">{"".join(_card(row, read_image) for row in group[:count])}</ul>']
+                      f'<ul class="cards small">{"".join(_card(row, read_image) for row in group[:count])}</ul>']
     listed = [(row['source'], row['label'], _said(row['first']), _said(row['second'])) for row in rows[:_MOST_LISTED]]
     return ''.join(parts) + page.details(
         'All as a table' if len(rows) <= _MOST_LISTED else f'The first {_MOST_LISTED:,} as a table',
@@ -231,7 +228,7 @@ def _settings(sides: Sequence[Side], letters: Sequence[str]) -> str:
                                                                                         'best_val_loss')]
     rows += [('threshold', a.values['threshold'], b.values['threshold']),
              ('images/s in evaluation', a.values['images_per_second'], b.values['images_per_second'])]
-    return page.table(['', f'A: {letters[0]}', f'B: {letters[1]}'], rows, 'Settings that differ', words=[1, 2])
+    return page.table(['setting', f'A: {letters[0]}', f'B: {letters[1]}'], rows, 'Settings that differ', words=[1, 2])
 
 
 def _letters(names: Sequence[str]) -> list[str]:

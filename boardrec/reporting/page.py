@@ -97,8 +97,9 @@ def strip(value: float | None, pair: Sequence[float] | None, limits: tuple[float
 
     first, last = (place(value), place(value)) if pair is None else map(place, pair)
     middle = min(198.5, max(1.5, place(value)))
+    zero = f'<rect class="zero" x="{place(0) - 0.75:.1f}" y="0" width="1.5" height="8"/>' if low < 0 < high else ''
     return ('<svg class="strip" viewBox="0 0 200 8" preserveAspectRatio="none" aria-hidden="true">'
-            '<rect x="0" y="3" width="200" height="2"/>'
+            f'<rect x="0" y="3" width="200" height="2"/>{zero}'
             f'<rect class="span" x="{first:.1f}" y="1" width="{last - first:.1f}" height="6"/>'
             f'<rect class="value" x="{middle - 1.5:.1f}" y="0" width="3" height="8"/></svg>')
 

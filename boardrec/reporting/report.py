@@ -196,10 +196,10 @@ def _certainty(evaluation: Evaluation, chosen: np.ndarray) -> str:
         groups = {name: probabilities[labels == i, i] for i, name in enumerate(names)}
         if len(names) > _ROWS:
             groups = {'right': said[truth], 'wrong': said[~truth]}
-    own = 'probability of the true class' if positive is None and len(names) <= _ROWS else what
+    by_class = positive is not None or len(names) <= _ROWS
+    own = 'probability of the true class' if positive is None and by_class else what
     return page.grid([
-        page.figure('Probabilities', f'{"By true class; heights" if "right" not in groups or positive is not None else "Heights"} '
-                    'are square roots of counts.',
+        page.figure('Probabilities', f'{"By true class; heights" if by_class else "Heights"} are roots of counts.',
                     certainty.histograms(groups, own, threshold=evaluation.metrics['threshold'])),
         page.figure('Reliability', _believed(evaluation), certainty.reliability_diagram(
             said, truth, what, outcome, before=was))])

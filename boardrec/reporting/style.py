@@ -6,7 +6,8 @@ Text has a contrast of at least 4.5 to its ground and marks of 3 (WCAG 2.2 AA), 
 CSS = '''
 :root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --soft: #59626e; --line: #dde2e8; --panel: #f5f7f9;
   --good: #18693a; --bad: #a8420a; --note: #1d62a5;
-  --c0: #2272b8; --c1: #c2570c; --c2: #2c8150; --c3: #8a4fb0; --c4: #b0365a; --c5: #75700a; --c6: #0d7d86; --c7: #80593a }
+  --c0: #2272b8; --c1: #c2570c; --c2: #2c8150; --c3: #8a4fb0; --c4: #b0365a; --c5: #75700a; --c6: #0d7d86;
+  --c7: #80593a }
 @media screen and (prefers-color-scheme: dark) {
   :root { --page: #14171b; --ink: #e7eaee; --soft: #a5afbb; --line: #323941; --panel: #1d2126;
     --good: #74cf98; --bad: #f2a162; --note: #86bdf0;
@@ -34,10 +35,11 @@ section > p { max-width: 58rem }
 nav { margin-top: 1.8rem; font-size: 0.95rem }
 nav ul { display: flex; flex-wrap: wrap; gap: 0.3rem 1.3rem; margin: 0; padding: 0; list-style: none }
 nav a { display: inline-block; padding: 0.2rem 0 }
-.tiles { display: grid; gap: 0.8rem; margin: 0; grid-template-columns: repeat(auto-fill, minmax(min(9.2rem, 100%), 1fr)) }
+.tiles { display: grid; gap: 0.8rem; margin: 0;
+  grid-template-columns: repeat(auto-fill, minmax(min(9.2rem, 100%), 1fr)) }
 @media screen and (min-width: 44rem) { .tiles { grid-template-columns: repeat(auto-fill, minmax(15rem, 1fr)) }
   .grid > figure > figcaption { min-height: 2.9rem } }
-.tiles > div { padding: 0.8rem 1rem 0.9rem; border-radius: 8px; background: var(--panel) }
+.tiles > div { padding: 0.7rem clamp(0.7rem, 2vw, 1rem) 0.8rem; border-radius: 8px; background: var(--panel) }
 .tiles dt { font-size: 0.9rem }
 .tiles dd { margin: 0 }
 .tiles b { display: block; font-size: 1.75rem; font-weight: 600; line-height: 1.25; letter-spacing: -0.01em;
@@ -46,7 +48,8 @@ nav a { display: inline-block; padding: 0.2rem 0 }
   font-variant-numeric: tabular-nums }
 .strip { display: block; width: 100%; height: 8px; margin: 0.15rem 0 0.35rem }
 td .strip { width: 7rem; margin: 0.35rem 0 0 auto }
-.strip rect { fill: var(--line) } .strip .span { fill: var(--c0); opacity: 0.45 } .strip .value { fill: var(--c0) }
+.strip rect { fill: var(--line) } .strip .zero { fill: var(--soft) }
+.strip .span { fill: var(--c0); opacity: 0.45 } .strip .value { fill: var(--c0) }
 .grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); gap: 2.2rem 2rem }
 figure { margin: 0; min-width: 0 }
 figure.wide { grid-column: 1 / -1 }
@@ -63,7 +66,8 @@ figcaption b { color: var(--ink); font-size: 1rem }
 circle.ring { fill: var(--page); stroke: var(--ink); stroke-width: 1.6 }
 path.diamond { stroke: var(--page); stroke-width: 1.5 }
 rect.bar { opacity: 0.62 }
-''' + ''.join(f'.c{i} {{ fill: var(--c{i}) }} .line.c{i} {{ fill: none; stroke: var(--c{i}) }}\n' for i in range(8)) + '''
+''' + ''.join(f'.c{i} {{ fill: var(--c{i}) }} .line.c{i} {{ fill: none; stroke: var(--c{i}) }}\n'
+              for i in range(8)) + '''
 .key { display: flex; flex-wrap: wrap; gap: 0.15rem 1.1rem; margin: 0.4rem 0 0; padding: 0; list-style: none;
   font-size: 0.85rem; font-variant-numeric: tabular-nums }
 .key li { display: flex; gap: 0.45rem; align-items: center; min-width: 0; overflow-wrap: anywhere }
@@ -100,6 +104,8 @@ td.words { min-width: 7rem }
 .matrix.many thead th:first-child { writing-mode: horizontal-tb; transform: none }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(17.5rem, 100%), 1fr)); gap: 1.6rem 1.3rem;
   margin: 0; padding: 0; list-style: none }
+.cards.small { grid-template-columns: repeat(auto-fill, minmax(min(9.2rem, 100%), 1fr)) }
+.cards.small .pair.single { max-width: none }
 .pair { display: grid; grid-template-columns: 1fr 1fr; gap: 4px; border-radius: 8px; overflow: hidden }
 .pair.single { grid-template-columns: 1fr; max-width: 50% }
 .pair img, .missing { display: block; width: 100%; aspect-ratio: 1; background: var(--panel); object-fit: contain }

@@ -81,8 +81,8 @@ def comparison_of_two(folder: pathlib.Path) -> pathlib.Path:
         sides.append(comparison_page.Side(comparison.Run(name, of, 0.5), {**values, 'images_per_second': 1.0},
                                           {**settings[0], **settings[1], 'run_dir': name * 30}, {}))
     folder.mkdir()
-    comparison_page.write(folder / 'c.html', comparison.compare(*(side.run for side in sides), names, 'positive'), sides,
-                          'test', 'positive', read_image=pages.picture)
+    result = comparison.compare(*(side.run for side in sides), names, 'positive')
+    comparison_page.write(folder / 'c.html', result, sides, 'test', 'positive', read_image=pages.picture)
     return folder / 'c.html'
 
 

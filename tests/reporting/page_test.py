@@ -31,7 +31,8 @@ def test_values_as_words(value, words):
 def test_a_strip_shows_value_and_interval():
     rects = re.findall(r'x="([\d.]+)" y="\d" width="([\d.]+)"', page.strip(0.5, (0.4, 0.8)))
     assert rects == [('0', '200'), ('80.0', '80.0'), ('98.5', '3')]
-    assert re.findall(r'x="([\d.]+)"', page.strip(7.0, (-9, 9), (-1, 1))) == ['0', '0.0', '197.0'], 'cut at the ends'
+    cut = re.findall(r'x="([\d.]+)"', page.strip(7.0, (-9, 9), (-1, 1)))
+    assert cut == ['0', '99.2', '0.0', '197.0'], 'the place of 0 is marked, and nothing lies outside'
     assert page.strip(None, None) == '' and 'width="0.0"' in page.strip(0.2, None)
 
 

@@ -1,7 +1,7 @@
 """Each reason to worry is told, and only where there is one."""
 
 import numpy as np
-from pages import HISTORY, facts_of, predict
+from pages import facts_of, HISTORY, predict
 import pytest
 
 from boardrec.data.records import Duplicate
