@@ -18,7 +18,7 @@ def training(history: Sequence[Mapping]) -> str:
     if not history:
         return page.paragraph('This run has no history.')
     best = curves.best_epoch(history)
-    chosen = '' if best is None else f'Epoch {best} of {len(history)} has the lowest validation loss and gave its weights.'
+    chosen = '' if best is None else f'Epoch {best} of {len(history)}, with the lowest validation loss, was kept.'
     columns = list(history[0])
     rows = [[_cell(name, row.get(name)) for name in columns] for row in history]
     return page.grid([

@@ -147,4 +147,4 @@ if __name__ == '__main__':
     with tempfile.TemporaryDirectory() as folder, browser.opened() as opened:
         opened.open(report_of_two(pathlib.Path(folder, 'page')), width=1100)
         shot = Image.open(io.BytesIO(opened.screenshot(whole=False, height=1500)))
-        shot.convert('RGB').quantize(128).save(PICTURE, optimize=True)
+        shot.convert('RGB').quantize(256).save(PICTURE, optimize=True)
