@@ -46,6 +46,7 @@ def test_two_runs(tmp_path):
     assert 'B is worse than A by 15.0%' in words and 'A is a, B is b' in words
     assert 'Only A is right on 30 images and only B on 0' in words
     assert 'The difference in accuracy is not by chance: its interval lies below 0.' in words
+    assert 'B is worse' in page.words and 'B is better' not in page.words
     assert 'Became wrong: 30' in words and 'Became right' not in words
     for row in result['metrics'].values():
         assert f'{row["first"]:.3f}' in page.words and f'{row["difference"]:+.3f}' in page.words

@@ -36,6 +36,7 @@ def test_precision_recall_has_the_area_of_average_precision():
     drawn = curves.precision_recall_curve({'yes': TRUTH}, {'yes': SCORES}, {'yes': 0.75}, threshold=0.4)
     points = places(drawn.svg)
     area = (np.diff(points[:, 0]) * points[1:, 1]).sum() + points[0, 0] * points[0, 1]
+    assert points[0, 0] == 0 and points[-1, 0] == pytest.approx(1)
     assert area == pytest.approx(sk.average_precision_score(TRUTH, SCORES), abs=0.005)
 
 
