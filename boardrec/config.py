@@ -5,6 +5,7 @@ epoch) are not settings: they come from the record set's manifest.
 """
 
 import dataclasses
+import os.path
 import re
 
 from boardrec import architectures
@@ -377,7 +378,10 @@ class TrainConfig:
 class EvaluateConfig:
     """Settings of `python -m boardrec.evaluate`."""
 
-    run_dir: str = setting('folder of a finished run')
+    run_dir: str = setting('folder of a finished run', '')
+    compare: str = setting(
+        'in place of --run_dir, RUN_A,RUN_B: two runs on the same records, evaluated on the split, set side by side in '
+        'RUN_B/report/compare-RUN_A.html', '')
     split: str = setting('records to evaluate', 'test', SPLITS)
     records: str = setting('folder of the same records, if they have moved since training', '')
     batch_size: int = setting('images a step', 32)
@@ -400,7 +404,8 @@ class EvaluateConfig:
 
     def __post_init__(self):
         _check_choices(self)
-        check_local(self, 'run_dir', 'input_dir', 'slice_by')
+        check_local(self, 'run_dir', 'compare', 'input_dir', 'slice_by')
+        self._check_runs()
         _check_at_least(self, 1, 'batch_size')
         _check_at_least(self, 0, 'check_sources')
         for name in ('min_precision', 'min_recall'):
@@ -416,6 +421,27 @@ class EvaluateConfig:
                'given with --input_dir, the folder that the records were converted from')
         _check(self.check_sources > 0 or self.input_dir == '', 'input_dir', self.input_dir,
                'given with --check_sources, the number of records to compare')
+
+    def compared(self) -> tuple[str, str]:
+        """The two runs of `compare`."""
+        first, _, second = self.compare.partition(',')
+        return first.strip(), second.strip()
+
+    def _check_runs(self) -> None:
+        """Refuses no run, a run and a comparison, and settings of an evaluation in a comparison."""
+        if not self.run_dir and not self.compare:
+            raise UserError('--run_dir is missing: name a finished run, or two of them with --compare (--help lists '
+                            'the flags).')
+        if not self.compare:
+            return
+        first, second = self.compared()
+        good = first and second and ',' not in second and os.path.abspath(first) != os.path.abspath(second)
+        _check(bool(good), 'compare', self.compare, 'RUN_A,RUN_B, two different folders of runs, with no comma in '
+               'their names')
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            _check(field.name in ('compare', 'split', 'records') or value == field.default, field.name, value,
+                   'left out with --compare, which takes the evaluations that the runs have')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

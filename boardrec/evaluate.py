@@ -1,6 +1,9 @@
-"""Evaluates a finished run: python -m boardrec.evaluate --run_dir=RUN --split=test."""
+"""Evaluates a finished run: python -m boardrec.evaluate --run_dir=RUN --split=test.
 
-import dataclasses
+Or compares two that are evaluated: python -m boardrec.evaluate --compare=RUN_A,RUN_B --split=test.
+"""
+
+from collections.abc import Callable
 import json
 import pathlib
 import time
@@ -18,7 +21,10 @@ def main(config: EvaluateConfig) -> None:
     """Writes predictions.csv, metrics.json, summary.txt and classification_report.txt of a split into RUN.
 
     And the report, and decision.json: threshold and, if asked for, temperature, chosen on the validation records.
+    With --compare it writes RUN_B/report/compare-RUN_A.html, which sets two evaluated runs side by side.
     """
+    if config.compare:
+        return _compare(config)
     _, trained, _ = run_dir.require_finished(config.run_dir)
     if config.input_dir and not pathlib.Path(config.input_dir).is_dir():
         raise UserError(f'--input_dir={config.input_dir}: there is no such folder.')
@@ -28,16 +34,16 @@ def main(config: EvaluateConfig) -> None:
 
 def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     progress.import_tensorflow()
-    from boardrec.data import images
-    from boardrec.reporting import metrics, predictions_csv, report, summary
-    from boardrec.training import inference
+    from boardrec.reporting import facts, metrics, predictions_csv, report, summary
+    from boardrec.training import inference, source_check
 
     predictor = inference.load(config.run_dir)
     record_set = _open_records(config, predictor, records_folder)
     names, positive = predictor.classes.names, predictor.config.positive_class or None
     ids = record_set.split_range(config.split)
     slice_of = _slices_of(config, record_set.sources[ids.start:ids.stop])
-    sample = _sources(config, record_set) if config.check_sources else []
+    sample = (source_check.choose(record_set, config.split, config.input_dir, config.check_sources)
+              if config.check_sources else [])
     decision = _decision(config, predictor, record_set)
     predictor = inference.with_decision(predictor, decision)
     folder = predictor.run.evaluation(config.split)
@@ -49,9 +55,11 @@ def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     predictions, _ = predictions_csv.read(folder / 'predictions.csv')
     identity = {'split': config.split, **_identity(predictor, record_set), 'decision': decision,
                 'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
-    source_check = _earlier_check(folder, identity)
+    checked = _earlier_check(folder, identity)
     if sample:
-        source_check = _check_sources(config, predictor, sample, predictions)
+        of_sample = predictions.probabilities[[row.record_id - ids.start for row in sample]]
+        checked = source_check.compare(predictor, sample, config.input_dir, of_sample, config.batch_size)
+        progress.say(source_check.sentence(checked))
     values = metrics.compute(predictions, names, positive, predictor.threshold)
     sliced = _sliced(predictor, predictions, slice_of)
     texts = {'classification_report.txt': metrics.classification_report_text(
@@ -62,18 +70,71 @@ def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
             file.write(text.encode('utf-8', 'backslashreplace'))
     metrics.write_json(folder / 'metrics.json', {
         **values, **identity, 'bootstrap': _bootstrap(predictions), 'images_per_second': speed,
-        'source_check': source_check, 'slice_by': config.slice_by or None, 'slices': sliced})
+        'source_check': checked, 'slice_by': config.slice_by or None, 'slices': sliced})
+    evaluation = report.Evaluation(config.split, values, predictions, names, decision, sliced, checked, speed)
+    shown = report.shown(evaluation)
+    stored = dict(tfrecord.read_images(record_set, shown))
     predictor.run.report.parent.mkdir(exist_ok=True)
     report.write(
-        predictor.run.report, split=config.split, run=_facts(predictor, record_set, speed),
-        history=run_dir.read_history(predictor.run), metrics=values, predictions=predictions, class_names=names,
-        read_image=lambda record_id: images.picture(
-            tfrecord.read_image(record_set, record_id), record_set.manifest.storage))
+        predictor.run.report, evaluation, facts.gather(record_set, predictor.config, predictor.facts, config),
+        run_dir.read_history(predictor.run), read_image=_pictures(record_set, stored),
+        heat_maps=_heat_maps(predictor, record_set, stored, shown))
     for line in [*(text.rstrip() for text in texts.values()), *summary.warnings(sliced)]:
         progress.say(line)
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
     progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '
                  f'report: {predictor.run.report}')
+
+
+def _compare(config: EvaluateConfig) -> None:
+    """The page of two runs' evaluations, and the same as JSON beside it."""
+    paths = [pathlib.Path(path) for path in config.compared()]
+    (first, trained, facts_a), (_, other, facts_b) = (
+        run_dir.require_finished(path, flag='compare') for path in paths)
+    if facts_a['records_fingerprint'] != facts_b['records_fingerprint']:
+        raise UserError(f'--compare={config.compare}: the runs were trained on other records: compare runs of the same '
+                        'record set.')
+    with mirror.opened(config.records or trained.records) as folder:
+        progress.import_tensorflow()  # which reads the changed records' images
+        from boardrec.reporting import comparison, comparison_page, metrics
+        record_set = records.open_record_set(folder)
+        if record_set.manifest.fingerprint != facts_a['records_fingerprint']:
+            raise UserError(f'--compare={config.compare}: the runs were trained on other records than {folder} holds '
+                            'now: name their own with --records.')
+        sides = [comparison_page.read_side(path, config.split, trained, facts) for path, trained, facts in (
+            (paths[0], trained, facts_a), (paths[1], other, facts_b))]
+        result = comparison.compare(*(side.run for side in sides), facts_a['class_names'],
+                                    facts_a['positive_class'] or None)
+        stored = dict(tfrecord.read_images(record_set, comparison_page.shown(result['changed'])))
+        page = run_dir.RunDir(paths[1]).comparison(first.path.absolute().name)
+        page.parent.mkdir(exist_ok=True)
+        metrics.write_json(page.with_suffix('.json'), {'split': config.split, **result})
+        comparison_page.write(page, result, sides, config.split, facts_a['positive_class'] or None,
+                              read_image=_pictures(record_set, stored))
+    progress.say(comparison_page.sentence(result))
+    progress.say(f'{config.split}: {len(result["changed"]):,} of {result["records"]:,} records are decided otherwise; '
+                 f'page: {page}')
+
+
+def _pictures(record_set: records.RecordSet, stored: dict[int, bytes]) -> Callable[[int], bytes]:
+    """The function from a record id to bytes that a viewer shows."""
+    from boardrec.data import images
+    return lambda record_id: images.picture(stored[record_id], record_set.manifest.storage)
+
+
+def _heat_maps(predictor: Any, record_set: records.RecordSet, stored: dict[int, bytes], classes: dict[int, int]
+               ) -> dict[int, Any]:
+    """For each stored image of {record id: class} a heat map of what spoke for the class."""
+    import numpy as np
+
+    from boardrec.data import images
+    from boardrec.training import grad_cam
+    if not stored:
+        return {}
+    size, storage = predictor.config.height_width(), record_set.manifest.storage
+    pixels = np.stack([images.decode_stored(data, storage, *size).numpy() for data in stored.values()])
+    maps = grad_cam.heat_maps(predictor, pixels, np.array([classes[number] for number in stored]))
+    return dict(zip(stored, maps, strict=True))
 
 
 def _decision(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:
@@ -209,67 +270,6 @@ def _as_predictions(record_set: records.RecordSet, split: str, probabilities: An
     ids = record_set.split_range(split)
     return metrics.Predictions(np.array(ids, np.int64), record_set.sources[ids.start:ids.stop],
                                record_set.labels[ids.start:ids.stop], probabilities)
-
-
-def _sources(config: EvaluateConfig, record_set: records.RecordSet) -> list[records.Row]:
-    """Records of the split, evenly spaced, as many as there are or as are to be checked.
-
-    Raises UserError if the source of one is missing or has other bytes than it was converted from.
-    """
-    ids = record_set.split_range(config.split)
-    count = min(config.check_sources, len(ids))
-    chosen = {ids[number * len(ids) // count] for number in range(count)}
-    rows = [row for row in records.read_index(record_set.folder) if row.record_id in chosen]
-    for row in rows:
-        path = pathlib.Path(config.input_dir, row.source)
-        if not path.is_file():
-            raise UserError(f'{path} is missing: name the folder that the records were converted from with '
-                            '--input_dir.')
-        if files.sha256_of(path) != row.sha256:
-            raise UserError(f'{path} has changed since its record was made from it: name a folder with the files as '
-                            'they were with --input_dir, or convert the images again.')
-    return rows
-
-
-def _check_sources(config: EvaluateConfig, predictor: Any, rows: list[records.Row], predictions: Any) -> dict[str, Any]:
-    """How far the probabilities of these records lie from those of their sources, which predict and the export see."""
-    import numpy as np
-
-    from boardrec.reporting import metrics
-    from boardrec.training import inference
-    function, read = inference.probabilities(predictor), inference.file_reader(predictor)
-    batches = [rows[i:i + config.batch_size] for i in range(0, len(rows), config.batch_size)]
-    of_sources = np.concatenate([
-        function(np.stack([read(pathlib.Path(config.input_dir, row.source).read_bytes()) for row in batch])).numpy()
-        for batch in batches])
-    of_records = predictions.probabilities[[row.record_id - predictions.record_ids[0] for row in rows]]
-    difference = np.abs(of_records - of_sources)
-    chosen = [metrics.decide(probabilities, predictor.classes.positive, predictor.threshold)
-              for probabilities in (of_records, of_sources)]
-    decisions = chosen[0] != chosen[1]
-    check = {'records': len(rows), 'max_difference': float(difference.max()),
-             'mean_difference': float(difference.mean()), 'decisions_differ': int(decisions.sum())}
-    progress.say(f'{check["records"]} records and their source files: probabilities differ by at most '
-                 f'{check["max_difference"]:.2g}, on average by {check["mean_difference"]:.2g}; '
-                 f'{check["decisions_differ"]} of {check["records"]} decisions differ')
-    return check
-
-
-def _facts(predictor: Any, record_set: records.RecordSet, speed: float) -> dict[str, dict[str, object]]:
-    """What the report lists in its tables."""
-    manifest, facts = record_set.manifest, predictor.facts
-    data = {f'{split} records': ', '.join(f'{name} {count:,}' for name, count in info.class_counts.items())
-            for split, info in manifest.splits.items()}
-    data['rejected files'] = len(records.read_rejected(record_set.folder))
-    return {
-        'Outcome': {'epochs': facts['epochs'], 'best epoch': facts['best_epoch'],
-                    'best validation loss': f'{facts["best_val_loss"]:.4f}', 'evaluation, images/s': f'{speed:.1f}'},
-        'Data': data,
-        'Settings': {field.name: getattr(predictor.config, field.name) for field in dataclasses.fields(predictor.config)
-                     if getattr(predictor.config, field.name) != ''},
-        'Versions and fingerprints': {'boardrec': boardrec.__version__, **facts['versions'],
-                                      'records': manifest.fingerprint, 'weights': facts['weights_sha256']},
-    }
 
 
 if __name__ == '__main__':

@@ -11,11 +11,12 @@ from boardrec.config import ConvertConfig, EvaluateConfig, ExportConfig, Predict
 REQUIRED = {
     ConvertConfig: {'input_dir': 'IMAGES', 'output_dir': 'RECORDS'},  # or tfds
     TrainConfig: {'records': 'RECORDS', 'run_dir': 'RUN'},
-    EvaluateConfig: {'run_dir': 'RUN'},
+    EvaluateConfig: {'run_dir': 'RUN'},  # or compare
     PredictConfig: {'run_dir': 'RUN', 'images': 'IMAGES', 'output': 'predictions.csv'},  # or saved_model
     ExportConfig: {'run_dir': 'RUN', 'export_dir': 'MODELS'},
 }
-ALTERNATIVES = {ConvertConfig: {'input_dir'}, PredictConfig: {'run_dir'}}  # one of two is required
+# One of two is required.
+ALTERNATIVES = {ConvertConfig: {'input_dir'}, EvaluateConfig: {'run_dir'}, PredictConfig: {'run_dir'}}
 
 
 def make(config_class, **values):
@@ -151,6 +152,9 @@ def test_every_setting_has_a_help_text_a_plain_type_and_a_default_among_its_choi
     (EvaluateConfig, 'slice_by', '(a', 'a regular expression'),
     (EvaluateConfig, 'check_sources', 5, 'given with --input_dir, the folder that the records were converted from'),
     (EvaluateConfig, 'input_dir', 'IMAGES', 'given with --check_sources'),
+    (EvaluateConfig, 'compare', 'A', 'RUN_A,RUN_B, two different folders'),
+    (EvaluateConfig, 'compare', 'A,B,C', 'RUN_A,RUN_B, two different folders'),
+    (EvaluateConfig, 'compare', 'A,./A/', 'RUN_A,RUN_B, two different folders'),
     (PredictConfig, 'batch_size', 0, 'at least 1'),
     (PredictConfig, 'output_format', 'tsv', 'one of auto, csv, jsonl'),
     (PredictConfig, 'saved_model', 'MODELS', 'given without --run_dir=RUN'),
@@ -294,3 +298,12 @@ def test_splits_are_fractions_in_the_order_train_val_test(text, fractions):
 
 def test_a_users_mistake_is_a_value_error():
     assert issubclass(UserError, ValueError)
+
+
+def test_a_comparison_takes_the_place_of_a_run():
+    assert EvaluateConfig(compare='A, B', split='val', records='R').compared() == ('A', 'B')
+    with pytest.raises(UserError, match='--run_dir is missing: name a finished run, or two of them with --compare'):
+        EvaluateConfig()
+    for name, value in {'run_dir': 'RUN', 'calibrate': True, 'slice_by': 'x', 'batch_size': 8}.items():
+        with pytest.raises(UserError, match=f'--{name}={value}: must be left out with --compare'):
+            EvaluateConfig(compare='A,B', **{name: value})

@@ -169,6 +169,21 @@ def finished_run(train_config, record_set_path):
     return pathlib.Path(config.run_dir)
 
 
+@pytest.fixture(scope='module')
+def small_run(train_config, record_set_path):
+    """The folder of a finished run of `small_backbone`, which is known to the module's tests. Never change it, copy it.
+
+    It takes a tenth of `finished_run`, in training and in each evaluation.
+    """
+    from boardrec.training import backbones, fit
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(backbones.BACKBONES, 'xception', SMALL_BACKBONE)
+        config = train_config(backbone='xception', trainable_layers=9, learning_rate=0.01, precision='float32',
+                              feature_cache='off')
+        fit.fit(config, records.open_record_set(record_set_path))
+        yield pathlib.Path(config.run_dir)
+
+
 @pytest.fixture
 def copied_run(finished_run, tmp_path):
     """A copy of the finished run that a test may change."""

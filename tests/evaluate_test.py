@@ -16,10 +16,10 @@ from boardrec.training import inference, run_dir
 
 
 @pytest.fixture(scope='module')
-def evaluated(finished_run, tmp_path_factory):
-    """A copy of the finished run, evaluated on test and val."""
+def evaluated(small_run, tmp_path_factory):
+    """A copy of a small finished run, evaluated on test and val."""
     run = tmp_path_factory.mktemp('evaluated') / 'run'
-    shutil.copytree(finished_run, run)
+    shutil.copytree(small_run, run)
     for split in ('val', 'test'):
         evaluate.main(EvaluateConfig(run_dir=str(run), split=split, batch_size=5))
     return run
@@ -68,7 +68,8 @@ def test_probabilities_are_the_models_on_the_source_images(evaluated, source_ima
 
 def test_the_report_stands_by_itself(evaluated):
     page = (evaluated / 'report' / 'index.html').read_text()
-    assert 'test images right' in page and 'data:image/jpeg;base64' in page
+    assert ' test images right' in page and 'data:image/jpeg;base64' in page and 'Heat map of what looked' in page
+    assert 'first batch of the run' in page and '<td>xception</td>' in page and '48x40' in page
     text = (evaluated / 'evaluation' / 'test' / 'classification_report.txt').read_text()
     assert 'precision' in text and 'positive' in text
 
@@ -151,6 +152,7 @@ def test_a_source_that_changed_is_named(evaluated, source_images, record_set, tm
         checked(evaluated, tmp_path / 'images', check_sources=1)
 
 
+@pytest.mark.long
 def test_records_that_were_resized_are_compared_with_what_prediction_sees(
         source_images, convert_here, train_config, small_backbone, tmp_path):
     """A run on raw records, its report and its check, all by the pixels that are stored."""
@@ -302,3 +304,33 @@ def test_every_metric_recomputes_from_the_csv_alone(unsure):
               'balanced_accuracy': (tp / (tp + fn) + tn / (tn + fp)) / 2}
     assert {key: metrics[key] for key in wanted} == pytest.approx(wanted, rel=1e-7)
     assert loss == pytest.approx(-np.log(np.where(y, p, 1 - p)), rel=1e-5)
+
+
+def test_two_runs_side_by_side(unsure, evaluated, monkeypatch, capsys):
+    again(unsure)
+    capsys.readouterr()
+    monkeypatch.setattr(evaluate, '_predict', lambda *_: pytest.fail('the network was asked'))
+    evaluate.main(EvaluateConfig(compare=f'{evaluated},{unsure}'))
+    out = capsys.readouterr().out
+    page = unsure / 'report' / 'compare-run.html'
+    assert str(page) in out and 'McNemar p = ' in out
+    result = json.loads(page.with_suffix('.json').read_text())
+    first, second = rows(evaluated), rows(unsure)
+    assert {row['record_id'] for row in result['changed']} == {
+        int(a['record_id']) for a, b in zip(first, second, strict=True) if a['predicted'] != b['predicted']}
+    accuracy = [np.mean([int(row['correct']) for row in table]) for table in (first, second)]
+    row = result['metrics']['accuracy']
+    assert [row['first'], row['second']] == pytest.approx(accuracy) and result['split'] == 'test'
+    assert page.read_text().count('<img') == min(48, len(result['changed'])) and 'no picture' not in page.read_text()
+
+
+def test_what_cannot_be_set_side_by_side(evaluated, small_run, tmp_path):
+    with pytest.raises(UserError, match='has no evaluation of test: evaluate it first with python -m boardrec'):
+        evaluate.main(EvaluateConfig(compare=f'{evaluated},{small_run}'))
+    shutil.copytree(evaluated, tmp_path / 'other')
+    facts = json.loads((tmp_path / 'other' / 'run.json').read_text())
+    (tmp_path / 'other' / 'run.json').write_text(json.dumps({**facts, 'records_fingerprint': 'x'}))
+    with pytest.raises(UserError, match='were trained on other records: compare runs of the same'):
+        evaluate.main(EvaluateConfig(compare=f'{evaluated},{tmp_path / "other"}'))
+    with pytest.raises(UserError, match='--compare=.*nowhere: there is no run in it'):
+        evaluate.main(EvaluateConfig(compare=f'{evaluated},{tmp_path / "nowhere"}'))

@@ -22,7 +22,7 @@ ALLOWED = {
     'cli': {'config'},
     'data': BASE | {'data'},
     'training': BASE | {'', 'cli', 'data', 'training'},
-    'reporting': {'config', 'data', 'reporting'},
+    'reporting': {'architectures', 'config', 'data', 'reporting'},
     'serving': BASE | {'', 'cli', 'data', 'training', 'serving'},
 }
 COMMANDS = {'train', 'evaluate', 'predict', 'export', 'serve'}

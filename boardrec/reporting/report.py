@@ -1,62 +1,105 @@
-"""The report of a run: one HTML file with its pictures inside, which needs no network, no script and no other file.
+"""The report of a run on one split: a page that says first how good the model is and what there is to worry about.
 
-In: what `metrics.compute` gave, the predictions, the history and facts of the run. Out: index.html. All text from
-outside is escaped, and the page's own policy forbids the browser to load anything.
+In: what `metrics.compute` gave, the predictions, the history and facts of the run. Out: index.html; see `page`.
 """
 
-import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
-import html
-import io
+from collections.abc import Callable, Mapping, Sequence
 import os
-import string
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from boardrec.data import files
-from boardrec.reporting import metrics as metrics_lib
-from boardrec.reporting import plots
+from boardrec.reporting import background, certainty, confusion, curves, metrics, page, pictures, verdict
+from boardrec.reporting.facts import Facts
 from boardrec.reporting.metrics import Predictions
+from boardrec.reporting.page import Section
 
 WORST, LEAST_CERTAIN = 24, 12  # records shown
-THUMBNAIL = 160  # pixels, longer side
+_ROWS = 8  # classes up to which each has a histogram of its own
+_HEADLINE = [  # key, name, what it is, range
+    ('accuracy', 'Accuracy', 'share that is right', (0, 1)),
+    ('balanced_accuracy', 'Balanced accuracy', 'mean recall of the classes', (0, 1)),
+    ('f1', 'F1', '', (0, 1)), ('precision', 'Precision', '', (0, 1)), ('recall', 'Recall', '', (0, 1)),
+    ('specificity', 'Specificity', '', (0, 1)), ('auc', 'ROC AUC', 'chance is 0.5', (0, 1)),
+    ('average_precision', 'PR AUC', 'average precision', (0, 1)),
+    ('log_loss', 'Log loss', 'natural logarithm; 0 is best', None), ('brier', 'Brier score', '0 is best', None),
+    ('ece', 'Calibration error', 'ECE; 0 is best', None)]
+_OF_CLASSES = [('precision', 'precision'), ('recall', 'recall'), ('specificity', 'specificity'), ('f1', 'F1'),
+               ('auc', 'ROC AUC'), ('average_precision', 'PR AUC')]
 
 
-def write(path: os.PathLike | str, *, split: str, run: Mapping[str, Mapping[str, object]],
-          history: Sequence[Mapping[str, float]], metrics: Mapping, predictions: Predictions,
-          class_names: Sequence[str], read_image: Callable[[int], bytes]) -> None:
+class Evaluation(NamedTuple):
+    """What is known of a split."""
+
+    split: str
+    metrics: Mapping  # metrics.compute of the predictions
+    predictions: Predictions
+    class_names: Sequence[str]
+    decision: Mapping | None = None  # decision.json
+    slices: Sequence[Mapping] = ()  # slices.compute
+    source_check: Mapping | None = None  # as in metrics.json
+    images_per_second: float | None = None
+
+    @property
+    def temperature(self) -> float:
+        """What the probabilities were calibrated with."""
+        return self.decision['temperature'] if self.decision else 1.0
+
+    @property
+    def positive(self) -> int | None:
+        """The positive class's column, of two."""
+        return metrics.positive_index(self.class_names, self.metrics['positive_class'])
+
+    def chosen(self) -> np.ndarray:
+        """The chosen classes, int64 [N]."""
+        threshold = self.metrics['threshold']
+        return metrics.decide(self.predictions.probabilities, self.positive,
+                              metrics.HALF if threshold is None else threshold)
+
+
+def write(path: os.PathLike | str, evaluation: Evaluation, facts: Facts, history: Sequence[Mapping[str, float]], *,
+          read_image: Callable[[int], bytes], heat_maps: Mapping[int, np.ndarray] | None = None) -> None:
     """Writes the report of one split to `path`, atomically.
 
-    run: facts to list, as {section: {name: value}}. history: a row an epoch with epoch (from 1), loss, accuracy,
-    val_loss, val_accuracy, learning_rate, seconds, images_per_second; may be empty. metrics: `metrics.compute` of
-    `predictions`. read_image: encoded bytes of a record's image by its record id; where it raises OSError or
-    ValueError the record is shown without its picture.
+    history: a row an epoch, as in history.csv; may be empty. read_image: encoded bytes of a record's image by its
+    record id; where it raises OSError or ValueError the record is shown without its picture. heat_maps: float [h, w]
+    for the chosen class, by record id, of `shown`'s records.
     """
-    positive = metrics_lib.positive_index(class_names, metrics['positive_class'])
-    threshold = metrics_lib.HALF if positive is None else metrics['threshold']
-    chosen = metrics_lib.decide(predictions.probabilities, positive, threshold)
-    verdict, comparison = _verdict(metrics, split)
+    values, split = evaluation.metrics, evaluation.split
+    chosen, maps = evaluation.chosen(), heat_maps or {}
+    worst, unsure = (select(evaluation.predictions, chosen) for select in (worst_errors, least_certain))
 
     def cards(rows: np.ndarray) -> str:
-        return _cards(rows, predictions, chosen, class_names, read_image)
+        return ''.join(_card(row, evaluation, chosen, read_image, maps) for row in rows)
 
     sections = [
-        ('Training', _training(history)),
-        ('Right and wrong', _right_and_wrong(metrics, predictions, positive)),
-        ('How sure it is', _certainty(predictions, chosen, class_names, positive)),
-        ('Each class', _class_table(metrics['per_class'])),
-        ('Worst errors', cards(worst_errors(predictions, chosen)) or '<p>Not one error.</p>'),
-        ('Least certain', cards(least_certain(predictions))),
-        ('This run', _facts(run)),
-    ]
-    page = _PAGE.substitute(
-        style=_STYLE, eyebrow=_text(f'boardrec · {split} split · {_listed(class_names)}'), verdict=_text(verdict),
-        comparison=_text(comparison), tiles=_tiles(metrics),
-        sections='\n'.join(f'<section>\n<h2>{title}</h2>\n{body}\n</section>' for title, body in sections))
-    with files.atomic_write(path) as file:
-        # A byte of a path that is not UTF-8 is a surrogate here; \udce9 tells more than a question mark.
-        file.write(page.encode('utf-8', 'backslashreplace'))
+        Section('Key figures', _key_figures(values)),
+        Section('Right and wrong', _right_and_wrong(evaluation)),
+        Section('How sure it is', _certainty(evaluation, chosen)),
+        Section('Each class', _classes(values)),
+        *([Section('Slices', slices_table(evaluation.slices))] if evaluation.slices else []),
+        Section('Worst errors', _gallery(cards(worst), 'Wrong, and surest of it first.', maps)
+                if len(worst) else page.paragraph('Not one error.')),
+        *([Section('Least certain', _gallery(cards(unsure), 'The two likeliest classes are closest here.', maps))]
+          if len(unsure) else []),
+        Section('Training', background.training(history)),
+        Section('Data', background.data(facts.data)),
+        Section('Speed', background.speed(history, evaluation.images_per_second)),
+        Section('This run', background.run(facts, evaluation.decision, evaluation.source_check))]
+    page.write(
+        path, title=verdict.headline(values, split), lead=verdict.lead(values, split, evaluation.decision),
+        eyebrow=f'boardrec · {split} split · {_listed(evaluation.class_names)}',
+        concerns=verdict.concerns(values, split=split, data=facts.data, history=history, slices=evaluation.slices,
+                                  source_check=evaluation.source_check, temperature=evaluation.temperature),
+        sections=sections, footer='Every figure recomputes from predictions.csv. Intervals are 95% bootstrap intervals '
+                                  'over the records; those of shares in plots are Wilson intervals.')
+
+
+def shown(evaluation: Evaluation) -> dict[int, int]:
+    """The chosen class of each record whose picture is shown, by record id."""
+    chosen, ids = evaluation.chosen(), evaluation.predictions.record_ids
+    rows = [*worst_errors(evaluation.predictions, chosen), *least_certain(evaluation.predictions, chosen)]
+    return {int(ids[row]): int(chosen[row]) for row in rows}
 
 
 def worst_errors(predictions: Predictions, chosen: np.ndarray) -> np.ndarray:
@@ -66,251 +109,153 @@ def worst_errors(predictions: Predictions, chosen: np.ndarray) -> np.ndarray:
     return wrong[surest][:WORST]
 
 
-def least_certain(predictions: Predictions) -> np.ndarray:
+def least_certain(predictions: Predictions, chosen: np.ndarray) -> np.ndarray:
     """Rows of at most LEAST_CERTAIN records whose two likeliest classes are closest, the closest first."""
+    del chosen  # whatever was chosen
     if predictions.probabilities.shape[1] < 2:
         return np.arange(0)
     ranked = np.sort(predictions.probabilities, axis=1)
     return np.argsort(ranked[:, -1] - ranked[:, -2], kind='stable')[:LEAST_CERTAIN]
 
 
-def thumbnail(encoded: bytes) -> str:
-    """The image as a data URI of a JPEG of at most THUMBNAIL pixels. Raises OSError, ValueError or SyntaxError."""
-    with Image.open(io.BytesIO(encoded)) as image:
-        image.draft('RGB', (2 * THUMBNAIL, 2 * THUMBNAIL))  # decodes a large JPEG at a fraction of its size
-        small = image.convert('RGB')
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
-    buffer = io.BytesIO()
-    small.save(buffer, 'JPEG', quality=82)
-    return 'data:image/jpeg;base64,' + base64.b64encode(buffer.getvalue()).decode('ascii')
+def slices_table(slices: Sequence[Mapping]) -> str:
+    """The metrics of each slice, those that are worse than the rest first."""
+    order = {'worse': 0, 'too small': 1, 'ok': 2}
+    rows = [(row['slice'], row['records'], _barred(row, 'accuracy'), _difference(row), row['verdict'],
+             *(page.with_interval(row[key], row['intervals'][key]) for key in ('balanced_accuracy', 'f1', 'auc',
+                                                                               'log_loss')))
+            for row in sorted(slices, key=lambda row: (order[row['verdict']], row['difference'] or 0))]
+    return page.table(['slice', 'records', 'accuracy', 'less all others', 'verdict', 'balanced accuracy', 'F1',
+                       'ROC AUC', 'log loss'], rows, 'Slices')
 
 
-def _verdict(metrics: Mapping, split: str) -> tuple[str, str]:
-    confusion = np.array(metrics['confusion_matrix'])
-    records, right = metrics['records'], int(np.trace(confusion))
-    constant = confusion.sum(axis=1).max() / records
-    figures = f'Accuracy {_number(metrics["accuracy"])}'
-    if metrics['auc'] is not None:
-        figures += f', AUC {_number(metrics["auc"])}'
-    comparison = 'always answering the commonest class would give'
-    if metrics['accuracy'] <= constant:
-        comparison = f'no better than {comparison.replace(" would give", ", which gives")}'
-    return (f'{right} of {records} {split} {"image" if records == 1 else "images"} right',
-            f'{figures}; {comparison} {_number(constant)}.')
+def _key_figures(values: Mapping) -> str:
+    whose = 'mean over the classes' if values['positive_class'] is None else f'of {values["positive_class"]}'
+    half = values.get('at_half') or {}
+    if half.get('threshold') == values['threshold']:
+        half = {}
+    entries = []
+    for key, name, note, limits in _HEADLINE:
+        pair = values['intervals'][key]
+        entries.append((
+            name, page.number(values[key]), page.strip(values[key], pair, limits) if limits else '',
+            [f'95%: {page.interval(pair)}' if pair else '', note or whose,
+             f'at threshold 0.5: {page.number(half[key])}' if key in half else '']))
+    return page.tiles(entries)
 
 
-def _tiles(metrics: Mapping) -> str:
-    positive = metrics['positive_class']
-    right = int(np.trace(metrics['confusion_matrix']))
-    low, high = metrics_lib.wilson_interval(right, metrics['records'])
-    whose = 'mean over the classes' if positive is None else f'of {positive}'
-    tiles = [
-        ('Errors', str(metrics['records'] - right), f'out of {metrics["records"]}'),
-        ('Accuracy', _number(metrics['accuracy']), f'95 %: {low:.3f} to {high:.3f}'),
-        ('Balanced accuracy', _number(metrics['balanced_accuracy']), 'mean recall of the classes'),
-        ('ROC AUC', _number(metrics['auc']), f'{whose}; chance is 0.5'),
-        ('Average precision', _number(metrics['average_precision']), whose),
-        ('F1', _number(metrics['f1']), whose),
-        ('Precision', _number(metrics['precision']), whose),
-        ('Recall', _number(metrics['recall']), whose),
-        ('Log loss', _number(metrics['log_loss']), 'natural log; 0 is best'),
-        ('Brier score', _number(metrics['brier']), 'squared error; 0 is best'),
-    ]
-    return '\n'.join(f'<div><dt>{label}</dt><dd>{value}<small>{_text(note)}</small></dd></div>'
-                     for label, value, note in tiles)
+def _right_and_wrong(evaluation: Evaluation) -> str:
+    values, names, figures = evaluation.metrics, evaluation.class_names, []
+    counts = values['confusion_matrix']
+    if len(names) <= confusion.READABLE:
+        figures.append(page.figure('Confusion matrix', 'Rows are true classes; shares are of their row.',
+                                   confusion.matrix(counts, names), wide=len(names) > 4))
+    curves_of = [row['class'] for row in sorted(
+        (row for row in values['per_class'] if row['auc'] is not None), key=lambda row: row['auc'])]
+    if evaluation.positive is not None:
+        curves_of = [name for name in curves_of if name == values['positive_class']]
+    if not curves_of:
+        figures.append(page.paragraph('All these images are of one class: there is no ROC curve to draw.'))
+        return page.grid(figures)
+    figures += _curves(evaluation, curves_of[:curves.MOST_CURVES], more=len(curves_of) > curves.MOST_CURVES)
+    confused = confusion.pairs(counts, names) if len(names) > 2 else ''
+    return page.grid(figures) + (page.heading('Most confused') + confused if confused else '')
 
 
-def _training(history: Sequence[Mapping]) -> str:
-    if not history:
-        return '<p>This run has no history.</p>'
-    best = plots.best_epoch(history)
-    chosen = '' if best is None else f'Lowest validation loss in epoch {best} of {len(history)}.'
-    columns = list(history[0])
-    rows = ''.join(_row([row.get(column) for column in columns]) for row in history)
-    return (
-        _grid([_plot('Loss', chosen, plots.learning_curve(history, 'loss')),
-               _plot('Accuracy', 'Share of images that were right.', plots.learning_curve(history, 'accuracy')),
-               _plot('Learning rate', 'Step size of the optimizer.', plots.learning_rate_curve(history))])
-        + f'<details><summary>Every epoch as a table</summary>{_table(columns, rows)}</details>')
+def _curves(evaluation: Evaluation, names: Sequence[str], *, more: bool) -> list[str]:
+    values, predictions = evaluation.metrics, evaluation.predictions
+    places = {name: list(evaluation.class_names).index(name) for name in names}
+    truths = {name: predictions.labels == i for name, i in places.items()}
+    scores = {name: metrics.as_float32(predictions.probabilities)[:, i] for name, i in places.items()}
+    rows = {row['class']: row for row in values['per_class']}
+    lowest = f' The {len(names)} classes with the smallest area.' if more else ''
+    against = 'Each class against the rest.' + lowest if evaluation.positive is None else ''
+    return [
+        page.figure('ROC curve', against or f'{names[0]} found, against false alarms.', curves.roc_curve(
+            truths, scores, {name: rows[name]['auc'] for name in names}, threshold=values['threshold'])),
+        page.figure('Precision and recall', against or f'For {names[0]}.', curves.precision_recall_curve(
+            truths, scores, {name: rows[name]['average_precision'] for name in names},
+            threshold=values['threshold']))]
 
 
-def _right_and_wrong(metrics: Mapping, predictions: Predictions, positive: int | None) -> str:
-    names = metrics['class_names']
-    matrix = _plot('Confusion matrix', 'Each row is a true class.',
-                   plots.confusion_matrix(metrics['confusion_matrix'], names), wide=len(names) > plots.SMALL_MATRIX)
-    if positive is None:
-        return _grid([matrix])
-    if metrics['auc'] is None:
-        return _grid([matrix]) + '<p>All these images are of one class: there is no ROC curve to draw.</p>'
-    truth, probabilities = predictions.labels == positive, predictions.probabilities[:, positive]
-    return _grid([
-        matrix,
-        _plot('ROC curve', f'{names[positive]} found, against false alarms.', plots.roc_curve(truth, probabilities)),
-        _plot('Precision and recall', f'For {names[positive]}.', plots.precision_recall_curve(truth, probabilities))])
-
-
-def _certainty(predictions: Predictions, chosen: np.ndarray, class_names: Sequence[str], positive: int | None) -> str:
-    if positive is None:
-        probabilities, truth = predictions.probabilities.max(axis=1), chosen == predictions.labels
-        groups = {'right': probabilities[truth], 'wrong': probabilities[~truth]}
-        what, outcome = 'probability of the chosen class', 'share right'
+def _certainty(evaluation: Evaluation, chosen: np.ndarray) -> str:
+    predictions, names, positive = evaluation.predictions, evaluation.class_names, evaluation.positive
+    probabilities, labels = metrics.as_float32(predictions.probabilities), predictions.labels
+    before = (certainty.without_temperature(probabilities, evaluation.temperature)
+              if evaluation.temperature != 1 else None)
+    if positive is not None:
+        said, was, truth = probabilities[:, positive], before, labels == positive
+        was = None if before is None else before[:, positive]
+        what, outcome = f'probability of {names[positive]}', f'share of {names[positive]}'
+        groups = {name: said[labels == i] for i, name in enumerate(names)}
     else:
-        probabilities, truth = predictions.probabilities[:, positive], predictions.labels == positive
-        groups = {name: probabilities[predictions.labels == i] for i, name in enumerate(class_names)}
-        what, outcome = f'probability of {class_names[positive]}', f'share {class_names[positive]}'
-    return _grid([
-        _plot('Probabilities', 'Two separate heaps are best.', plots.probability_histogram(groups, what)),
-        _plot('Reliability', 'Honest where it follows the diagonal.',
-              plots.reliability_diagram(probabilities, truth, what, outcome))])
+        likeliest = probabilities.argmax(axis=1)
+        said, truth = probabilities.max(axis=1), likeliest == labels
+        was = None if before is None else before[np.arange(len(labels)), likeliest]
+        what, outcome = 'probability of the likeliest class', 'share that is right'
+        groups = {name: probabilities[labels == i, i] for i, name in enumerate(names)}
+        if len(names) > _ROWS:
+            groups = {'right': said[truth], 'wrong': said[~truth]}
+    by_class = positive is not None or len(names) <= _ROWS
+    own = 'probability of the true class' if positive is None and by_class else what
+    return page.grid([
+        page.figure('Probabilities', f'{"By true class; heights" if by_class else "Heights"} are roots of counts.',
+                    certainty.histograms(groups, own, threshold=evaluation.metrics['threshold'])),
+        page.figure('Reliability', _believed(evaluation), certainty.reliability_diagram(
+            said, truth, what, outcome, before=was))])
 
 
-def _class_table(per_class: Sequence[Mapping]) -> str:
-    rows = (_row([row['class'], row['records'], *(_number(row[key]) for key in ('precision', 'recall', 'f1'))])
-            for row in per_class)
-    return _table(['class', 'records', 'precision', 'recall', 'F1'], ''.join(rows))
+def _believed(evaluation: Evaluation) -> str:
+    values, decision = evaluation.metrics, evaluation.decision
+    words = f'Honest where it follows the diagonal. Calibration error (ECE) {page.number(values["ece"])}'
+    if evaluation.temperature != 1:
+        on = decision['validation']
+        words += (f', calibrated with temperature {evaluation.temperature:g} (on {decision["chosen_on"]}: '
+                  f'{page.number(on["ece"])}, without it {page.number(on["uncalibrated"]["ece"])})')
+    return f'{words}.'
 
 
-def _facts(run: Mapping[str, Mapping[str, object]]) -> str:
-    return '<div class="facts">' + '\n'.join(
-        f'<table><caption>{_text(section)}</caption>{"".join(_row(pair) for pair in facts.items())}</table>'
-        for section, facts in run.items()) + '</div>'
+def _classes(values: Mapping) -> str:
+    rows = [(row['class'], row['records'], *(page.with_interval(row[key], row['intervals'][key])
+                                            for key, _ in _OF_CLASSES)) for row in values['per_class']]
+    for name in ('macro', 'micro'):
+        rows.append((f'{name} average', values['records'], *(
+            page.with_interval(values[name][key], values[name]['intervals'][key]) if key in values[name] else ''
+            for key, _ in _OF_CLASSES)))
+    return page.table(['class', 'records', *(name for _, name in _OF_CLASSES)], rows, 'Metrics of each class')
 
 
-def _cards(rows: Iterable[int], predictions: Predictions, chosen: np.ndarray, class_names: Sequence[str],
-           read_image: Callable[[int], bytes]) -> str:
-    cards = []
-    for row in rows:
-        source, true, said = predictions.sources[row], class_names[predictions.labels[row]], class_names[chosen[row]]
-        picture = _picture(int(predictions.record_ids[row]), f'{true}: {source}', read_image)
-        cards.append(
-            f'<li>{picture}<p>said <b class="{"right" if true == said else "wrong"}">{_text(said)}</b> '
-            f'<span class="number">{predictions.probabilities[row, chosen[row]]:.3f}</span></p>'
-            f'<p>is <b>{_text(true)}</b></p><p><code>{_text(source)}</code></p></li>')
-    return f'<ul class="cards">{"".join(cards)}</ul>' if cards else ''
+def _gallery(cards: str, words: str, maps: Mapping[int, np.ndarray]) -> str:
+    legend = ''
+    if maps:
+        legend = (' Beside each image, what spoke for the class that it was taken for (Grad-CAM, each to its own '
+                  f'scale): little <span class="heat" style="background:{pictures.GRADIENT}"></span> much.')
+    return f'<p>{page.text(words)}{legend}</p><ul class="cards">{cards}</ul>'
 
 
-def _picture(record_id: int, alt: str, read_image: Callable[[int], bytes]) -> str:
-    try:
-        return f'<img src="{thumbnail(read_image(record_id))}" alt="{_text(alt)}">'
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):  # Pillow's answers to broken files
-        return '<div class="missing">no picture</div>'
+def _card(row: int, evaluation: Evaluation, chosen: np.ndarray, read_image: Callable[[int], bytes],
+          maps: Mapping[int, np.ndarray]) -> str:
+    predictions, names = evaluation.predictions, evaluation.class_names
+    source, true, said = predictions.sources[row], names[predictions.labels[row]], names[chosen[row]]
+    record_id, right = int(predictions.record_ids[row]), true == said
+    picture = pictures.shown(record_id, f'{true}: {source}', read_image, maps.get(record_id),
+                             f'Heat map of what looked like {said}')
+    return (f'<li>{picture}<p>said <b class="{"good" if right else "bad"}">{page.text(said)}</b> '
+            f'{predictions.probabilities[row, chosen[row]]:.3f}, is <b>{page.text(true)}</b></p>'
+            f'<p><code>{page.text(source)}</code></p></li>')
 
 
-def _plot(title: str, text: str, svg: str, wide: bool = False) -> str:
-    return (f'<figure{" class=wide" if wide else ""}><figcaption><b>{title}</b> {_text(text)}</figcaption>'
-            f'<div class="plot">{svg}</div></figure>')
+def _barred(row: Mapping, key: str) -> page.Markup:
+    pair = row['intervals'][key]
+    return page.Markup(page.with_interval(row[key], pair).html + page.strip(row[key], pair))
 
 
-def _grid(figures: Iterable[str]) -> str:
-    return '<div class="grid">' + '\n'.join(figures) + '</div>'
-
-
-def _table(columns: Iterable[str], rows: str) -> str:
-    head = ''.join(f'<th scope="col">{_text(column.replace("_", " "))}</th>' for column in columns)
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
-
-
-def _row(values: Iterable[object]) -> str:
-    first, *rest = values
-    cells = ''.join(f'<td>{_text(_value(value))}</td>' for value in rest)
-    return f'<tr><th scope="row">{_text(_value(first))}</th>{cells}</tr>'
-
-
-def _value(value: object) -> str:
-    if value is None:
-        return '–'
-    return f'{value:.5g}' if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> str:
-    return '–' if value is None else f'{value:.3f}'
+def _difference(row: Mapping) -> page.Markup:
+    if row['difference'] is None:
+        return page.Markup('–')
+    low, high = row['difference_interval']
+    return page.Markup(f'{row["difference"]:+.3f}<span class="aside">{low:+.3f} to {high:+.3f}</span>')
 
 
 def _listed(class_names: Sequence[str]) -> str:
     return ' / '.join(class_names) if len(class_names) <= 4 else f'{len(class_names)} classes'
-
-
-def _text(value: str) -> str:
-    return html.escape(value)
-
-
-_STYLE = '''
-:root { color-scheme: light dark; --page: #fff; --ink: #1b1f24; --soft: #5a6472; --line: #dfe3e8; --panel: #f6f7f9;
-  --right: #1f5f9e; --wrong: #a34a00; }
-@media screen and (prefers-color-scheme: dark) {
-  :root { --page: #14171b; --ink: #e7eaee; --soft: #a3adb9; --line: #30363d; --panel: #1c2026;
-    --right: #7fb8ee; --wrong: #f0a35e; } }
-* { box-sizing: border-box; }
-body { margin: 0 auto; padding: clamp(1rem, 4vw, 3rem); max-width: 76rem; background: var(--page); color: var(--ink);
-  font: 1rem/1.5 system-ui, sans-serif; }
-h1 { margin: 0; font-size: clamp(1.8rem, 5vw, 3rem); font-weight: 650; line-height: 1.1; letter-spacing: -0.02em;
-  text-wrap: balance; }
-h2 { margin: 2.8rem 0 1rem; padding-top: 1rem; border-top: 1px solid var(--line); font-size: 1.3rem; }
-header p { margin: 0.6rem 0; font-size: 1.15rem; }
-header p.eyebrow, small, figcaption, summary { color: var(--soft); font-size: 0.875rem; }
-b { color: var(--ink); }
-dl { display: grid; gap: 0.75rem; margin: 2rem 0;
-     grid-template-columns: repeat(auto-fill, minmax(min(12rem, 45%), 1fr)); }
-dl div { padding: 0.8rem 1rem; border-radius: 8px; background: var(--panel); }
-dt { color: var(--soft); font-size: 0.875rem; }
-dd { margin: 0; font-size: 1.6rem; font-variant-numeric: tabular-nums; }
-dd small { display: block; font-size: 0.8rem; line-height: 1.3; }
-.grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 2rem; }
-figure { margin: 0; min-width: 0; }
-figure.wide { grid-column: 1 / -1; }
-.plot, .scroll { overflow-x: auto; }
-.plot svg { display: block; height: auto; }
-figure:not(.wide) svg { width: 100%; max-width: 32rem; }
-.plot text { font-family: system-ui, sans-serif !important; }
-table { border-collapse: collapse; font-size: 0.9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: 0.3rem 1.2rem 0.3rem 0; border-bottom: 1px solid var(--line); text-align: right;
-         vertical-align: top; }
-th { font-weight: 500; color: var(--soft); }
-thead th { white-space: nowrap; }
-th:first-child, caption { text-align: left; }
-tbody th { color: var(--ink); }
-.facts { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); gap: 2rem;
-  align-items: start; }
-.facts th { color: var(--soft); }
-.facts td { padding-right: 0; text-align: left; overflow-wrap: anywhere; }
-caption { padding-bottom: 0.3rem; font-weight: 600; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(9.5rem, 45%), 1fr)); gap: 1.2rem; margin: 0;
-  padding: 0; list-style: none; }
-.cards img, .missing { display: block; width: 100%; aspect-ratio: 1; border-radius: 6px; background: var(--panel);
-  object-fit: contain; }
-.missing { display: grid; place-items: center; color: var(--soft); font-size: 0.875rem; }
-.cards p { margin: 0.2rem 0 0; line-height: 1.3; font-size: 0.9rem; overflow-wrap: anywhere; }
-.cards code { color: var(--soft); font-size: 0.75rem; unicode-bidi: isolate; }
-.number { font-variant-numeric: tabular-nums; }
-.right { color: var(--right); }
-.wrong { color: var(--wrong); }
-footer { margin-top: 3rem; color: var(--soft); font-size: 0.875rem; }
-@media print { :root { font-size: 10px; } body { max-width: none; padding: 0; }
-  figure, tr, .cards li, dl div { break-inside: avoid; } svg { max-width: 100%; } h2 { break-after: avoid; } }
-'''
-
-_PAGE = string.Template('''<!DOCTYPE html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>$verdict</title>
-<style>$style</style>
-</head>
-<body>
-<header>
-<p class="eyebrow">$eyebrow</p>
-<h1>$verdict</h1>
-<p>$comparison</p>
-</header>
-<main>
-<dl>
-$tiles
-</dl>
-$sections
-</main>
-<footer>The metrics of this page recompute exactly from predictions.csv.</footer>
-</body>
-</html>
-''')

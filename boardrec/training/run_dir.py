@@ -11,7 +11,7 @@
       decision.json    threshold and temperature, chosen on the validation records; evaluate writes it
       evaluation/SPLIT/ predictions.csv, metrics.json, summary.txt, classification_report.txt, and uncalibrated.npz:
                        what the network says, from which the others are made without it
-      report/index.html
+      report/          index.html, of the split evaluated last; compare-NAME.html and .json, beside the run NAME
 """
 
 from collections.abc import Iterator
@@ -95,6 +95,10 @@ class RunDir:
     def report(self) -> pathlib.Path:
         """The page that people look at."""
         return self.path / 'report' / 'index.html'
+
+    def comparison(self, name: str) -> pathlib.Path:
+        """The page that sets this run beside another one of that name."""
+        return self.path / 'report' / f'compare-{name}.html'
 
     def evaluation(self, split: str) -> pathlib.Path:
         """Folder of one split's evaluation."""
