@@ -94,6 +94,10 @@ def _compare(config: EvaluateConfig) -> None:
     if facts_a['records_fingerprint'] != facts_b['records_fingerprint']:
         raise UserError(f'--compare={config.compare}: the runs were trained on other records: compare runs of the same '
                         'record set.')
+    if facts_a['positive_class'] != facts_b['positive_class']:
+        raise UserError(f'--compare={config.compare}: the positive class is {facts_a["positive_class"]} in one run and '
+                        f'{facts_b["positive_class"]} in the other, and so are their thresholds and figures: train '
+                        'both with one --positive_class.')
     with mirror.opened(config.records or trained.records) as folder:
         progress.import_tensorflow()  # which reads the changed records' images
         from boardrec.reporting import comparison, comparison_page, metrics
