@@ -13,7 +13,7 @@ import numpy as np
 
 from boardrec.config import TrainConfig, UserError
 from boardrec.data import files
-from boardrec.reporting import confusion, curves, facts, metrics, page, pictures, predictions_csv
+from boardrec.reporting import bootstrap, confusion, curves, facts, metrics, page, pictures, predictions_csv
 from boardrec.reporting.comparison import Run
 from boardrec.reporting.page import Concern, Section
 
@@ -91,7 +91,7 @@ def _title(result: Mapping) -> str:
     row = result['metrics']['accuracy']
     if not result['changed']:
         return 'A and B decide alike'
-    if not row['excludes_0']:
+    if not _is_clear(result):
         return 'No clear difference between A and B'
     return f'B is {"better" if row["difference"] > 0 else "worse"} than A by {abs(row["difference"]):.1%}'
 
@@ -110,7 +110,7 @@ def _concerns(result: Mapping, split: str) -> list[Concern]:
     apart = result['mcnemar']['only_first'] + result['mcnemar']['only_second']
     found = []
     row = result['metrics']['accuracy']
-    if row['excludes_0']:
+    if _is_clear(result):
         found.append(Concern('good' if row['difference'] > 0 else 'bad',
                              f'The difference in accuracy is not by chance: its interval lies '
                              f'{"above" if row["difference"] > 0 else "below"} 0.'))
@@ -123,6 +123,15 @@ def _concerns(result: Mapping, split: str) -> list[Concern]:
     return found
 
 
+def _is_clear(result: Mapping) -> bool:
+    """Whether chance does not explain the difference in accuracy, by its interval and by McNemar's test.
+
+    A bootstrap cannot draw records on which the runs would differ the other way: of four records that only one has
+    right its interval leaves 0 out, with p = 0.125.
+    """
+    return bool(result['metrics']['accuracy']['excludes_0']) and result['mcnemar']['p_value'] < 1 - bootstrap.LEVEL
+
+
 def _figures(result: Mapping) -> str:
     rows, widest = [], max((abs(end) for row in result['metrics'].values() for end in row['interval'] or ()), default=1)
     for key, name in _NAMES.items():
@@ -131,7 +140,8 @@ def _figures(result: Mapping) -> str:
             rows.append((name, page.number(row['first']), page.number(row['second']), '–', ''))
             continue
         better = (row['difference'] > 0) != (key in _LESS_IS_BETTER)
-        said = '' if not row['excludes_0'] else 'B is better' if better else 'B is worse'
+        clear = _is_clear(result) if key == 'accuracy' else row['excludes_0']
+        said = '' if not clear else 'B is better' if better else 'B is worse'
         rows.append((name, page.number(row['first']), page.number(row['second']), _span(row, widest or 1), page.Markup(
             f'<b class="{"good" if better else "bad"}">{said}</b>' if said else 'may be chance')))
     return page.table(['metric', 'A', 'B', 'B less A', 'verdict'], rows, 'Metrics of both runs')
@@ -154,10 +164,9 @@ def _mcnemar(found: Mapping) -> str:
 
 def _curves(sides: Sequence[Side], positive_class: str | None) -> str:
     values = sides[0].values
-    column = 'macro' if positive_class is None else positive_class
     if positive_class is None or values['auc'] is None:
         return page.paragraph('Curves are drawn for two classes that both have records.')
-    place = list(values['class_names']).index(column)
+    place = list(values['class_names']).index(positive_class)
     names = [f'{letter}, threshold {side.run.threshold:.3g}' for letter, side in zip('AB', sides, strict=True)]
     truths = {name: side.run.predictions.labels == place for name, side in zip(names, sides, strict=True)}
     scores = {name: metrics.as_float32(side.run.predictions.probabilities)[:, place]
@@ -167,9 +176,9 @@ def _curves(sides: Sequence[Side], positive_class: str | None) -> str:
         return {name: side.values[key] for name, side in zip(names, sides, strict=True)}
 
     return page.grid([
-        page.figure('ROC curve', f'{column} found, against false alarms.',
+        page.figure('ROC curve', f'{positive_class} found, against false alarms.',
                     curves.roc_curve(truths, scores, areas('auc'))),
-        page.figure('Precision and recall', f'For {column}.',
+        page.figure('Precision and recall', f'For {positive_class}.',
                     curves.precision_recall_curve(truths, scores, areas('average_precision')))])
 
 

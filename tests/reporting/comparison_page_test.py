@@ -77,6 +77,17 @@ def test_one_record_of_one_class(tmp_path):
     assert 'No clear difference between A and B' in page.visible
 
 
+@pytest.mark.parametrize('apart, clear', [(4, False), (5, False), (6, True)])
+def test_few_records_apart_are_no_clear_difference(tmp_path, apart, clear):
+    predictions = predict(200, 2)
+    right = np.flatnonzero(predictions.probabilities.argmax(axis=1) == predictions.labels)
+    page, result = write(tmp_path, side('a', predictions), side('b', worse(predictions, right[:apart])))
+    row = result['metrics']['accuracy']
+    assert row['excludes_0'] and (result['mcnemar']['p_value'] < 0.05) == clear
+    assert ('No clear difference between A and B' in page.visible) != clear
+    assert ('is not by chance' in page.visible) == clear
+
+
 def test_groups_share_the_pictures():
     assert comparison_page._fair([100, 100, 100]) == [16, 16, 16]
     assert comparison_page._fair([3, 100, 0]) == [3, 45, 0] and comparison_page._fair([2, 3, 4]) == [2, 3, 4]
