@@ -92,7 +92,9 @@ def _leaks(data: Data, split: str) -> list[Concern]:
     if data.duplicates is None:
         return [Concern('note', 'Leaks are unknown: duplicates.csv is missing or damaged.')]
     kept = [row for row in data.duplicates if row.action == 'reported']
-    across = sum(split in (row.split, row.other_split) and row.split != row.other_split for row in kept)
+    apart = [row for row in kept if row.split != row.other_split]  # a photograph may have many copies, each a row
+    across = len({name for row in apart for name, side in ((row.source, row.split), (row.other, row.other_split))
+                  if side == split})
     labels = sum(row.label != row.other_label for row in kept)
     found = []
     if across:
@@ -100,8 +102,8 @@ def _leaks(data: Data, split: str) -> list[Concern]:
                                     'nearly or exactly the same as one of another split: convert with '
                                     '--on_leak=drop_from_train.'))
     if labels:
-        found.append(Concern('bad', f'{_count(labels, "photograph")} {"has" if labels == 1 else "have"} two labels: '
-                                    'see the data below.'))
+        found.append(Concern('bad', f'{_count(labels, "pair")} of one photograph {"has" if labels == 1 else "have"} '
+                                    'two labels: see the data below.'))
     return found
 
 
@@ -142,8 +144,8 @@ def _training(history: Sequence[Mapping]) -> list[Concern]:
     if best is None:
         return []
     row = next(row for row in history if row['epoch'] == best)
-    found = []
-    if (row.get('accuracy') or 0) - (row.get('val_accuracy') or 1) > _OVERFIT:
+    pair, found = (row.get('accuracy'), row.get('val_accuracy')), []
+    if None not in pair and pair[0] - pair[1] > _OVERFIT:
         found.append(Concern('note', f'Overfitting: at its best epoch {row["accuracy"]:.1%} of the training and '
                                      f'{row["val_accuracy"]:.1%} of the validation images are right; more images, '
                                      'more augmentation or fewer --trainable_layers help.'))

@@ -57,6 +57,7 @@ def test_headline_and_lead():
     ({'predictions': made(positives=0.01)}, 'note', 'Few records of yes'),
     ({'history': HISTORY[:1] + [{**HISTORY[1], 'accuracy': 0.9}] + HISTORY[2:]}, 'note',
      'Overfitting: at its best epoch 90.0% of the training and 62.5% of the validation images'),
+    ({'history': [{**row, 'accuracy': 0.5, 'val_accuracy': 0.0} for row in CALM]}, 'note', 'Overfitting: at its best'),
     ({'history': [{**row, 'val_loss': -row['epoch']} for row in CALM]}, 'note', 'The last epoch, 4, is the best'),
     ({'data': CLEAN._replace(rejected=[('truncated', 1)])}, 'note', '1 file of 301 became no record'),
     ({'data': CLEAN._replace(rejected=[('truncated', 30)])}, 'bad', '30 files of 330 became no record'),
@@ -76,7 +77,12 @@ def test_leaks_of_the_split_that_were_kept():
                                       leak('train', 'test', 'no', 'dropped'), leak('test', 'test')])
     words = [concern.words for concern in told(data=data)]
     assert len(words) == 2
-    assert words[0].startswith('1 photograph of this split is nearly') and words[1].startswith('1 photograph has two')
+    assert words[0].startswith('1 photograph of this split is nearly') and words[1].startswith('1 pair of one')
+
+
+def test_a_photograph_with_many_copies_leaks_once():
+    copies = [leak('train', 'test', 'no')._replace(source=name) for name in 'cde']
+    assert told(data=CLEAN._replace(duplicates=copies))[0].words.startswith('1 photograph of this split is nearly')
 
 
 def test_slices_that_are_worse_or_small():
