@@ -86,7 +86,8 @@ def calibration_error(said: np.ndarray, outcomes: np.ndarray) -> Callable[[np.nd
 
 def record_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """-ln p(true class) of each record, float64 [N]; p at least calibration.SMALLEST_PROBABILITY."""
-    return -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], calibration.SMALLEST_PROBABILITY))
+    own = np.maximum(probabilities[np.arange(len(labels)), labels], calibration.SMALLEST_PROBABILITY)
+    return 0 - np.log(own)  # not -0.0 where p is 1
 
 
 def mean_of_defined(values: np.ndarray) -> np.ndarray:

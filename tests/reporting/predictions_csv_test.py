@@ -1,6 +1,7 @@
 """predictions.csv there and back."""
 
 import csv
+import tracemalloc
 
 from made_predictions import make, random
 import numpy as np
@@ -53,6 +54,22 @@ def test_the_file_is_a_plain_csv_file(tmp_path):
         {'record_id': '8', 'source': 'test/1.jpg', 'split': 'test', 'label': 'yes', 'predicted': 'yes',
          'p_no': '0.100000001', 'p_yes': '0.899999976', 'loss': str(-np.log(float(np.float32(0.9)))),
          'correct': '1'}]
+
+
+def test_a_record_without_loss_has_the_loss_0(tmp_path):
+    predictions_csv.write(tmp_path / 'p.csv', make([1], [[0, 1]]), ['no', 'yes'], split='test', positive_class='yes')
+    assert (tmp_path / 'p.csv').read_text().endswith(',0.0,1.0,0.0,1\n')
+
+
+def test_many_classes_take_little_more_memory_than_their_array(tmp_path):
+    classes = [f'class {i}' for i in range(1000)]
+    predictions = make(np.arange(400), np.random.default_rng(5).dirichlet(np.ones(1000), 400))
+    tracemalloc.start()
+    predictions_csv.write(tmp_path / 'p.csv', predictions, classes, split='test', positive_class=None)
+    predictions_csv.read(tmp_path / 'p.csv')
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4 * predictions.probabilities.nbytes
 
 
 HEAD = 'record_id,source,split,label,predicted,p_a,loss,correct\n'
