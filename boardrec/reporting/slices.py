@@ -31,8 +31,8 @@ def compute(predictions: Predictions, slice_of: Sequence[str], class_names: Sequ
     """
     names, members = np.unique(np.array(slice_of, object).astype(str), return_inverse=True)
     if len(names) > MOST:
-        raise UserError(f'--slice_by makes {len(names):,} slices, such as {names[0]!r} and {names[1]!r}: at most '
-                        f'{MOST}; name a coarser expression or column.')
+        raise UserError(f'--slice_by makes {len(names):,} slices, such as {str(names[0])!r} and {str(names[1])!r}: at '
+                        f'most {MOST}; name a coarser expression or column.')
     positive = metrics.positive_index(class_names, positive_class)
     right = metrics.decide(predictions.probabilities, positive, threshold) == predictions.labels
     return [{'slice': str(name), **_difference(right[members == i], right[members != i]),

@@ -69,5 +69,5 @@ def test_the_interval_of_a_difference():
 
 
 def test_too_many_slices_are_refused():
-    with pytest.raises(UserError, match='makes 201 slices.*at most 200'):
+    with pytest.raises(UserError, match="makes 201 slices, such as '0' and '1': at most 200"):
         slices.compute(random(201, 2), [str(i) for i in range(201)], ['no', 'yes'], 'yes')
