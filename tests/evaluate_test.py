@@ -238,7 +238,7 @@ def test_run_export_and_evaluation_decide_alike(unsure, source_images):
         row['predicted'] for row in table]
     # A threshold that splits what the real network says of these images.
     data = [(source_images / row['source']).read_bytes() for row in table[:6]]
-    read = inference.file_reader(predictor)
+    read = images.reader(*predictor.config.height_width())
     probabilities = inference.probabilities(predictor)(np.stack([read(item) for item in data])).numpy()
     middle = float(np.float32(np.median(probabilities[:, 1]) + 1e-4))
     predictor = predictor._replace(threshold=middle)
@@ -331,6 +331,9 @@ def test_what_cannot_be_set_side_by_side(evaluated, small_run, tmp_path):
     facts = json.loads((tmp_path / 'other' / 'run.json').read_text())
     (tmp_path / 'other' / 'run.json').write_text(json.dumps({**facts, 'records_fingerprint': 'x'}))
     with pytest.raises(UserError, match='were trained on other records: compare runs of the same'):
+        evaluate.main(EvaluateConfig(compare=f'{evaluated},{tmp_path / "other"}'))
+    (tmp_path / 'other' / 'run.json').write_text(json.dumps({**facts, 'positive_class': 'negative'}))
+    with pytest.raises(UserError, match='positive class is positive in one run and negative in the other'):
         evaluate.main(EvaluateConfig(compare=f'{evaluated},{tmp_path / "other"}'))
     with pytest.raises(UserError, match='--compare=.*nowhere: there is no run in it'):
         evaluate.main(EvaluateConfig(compare=f'{evaluated},{tmp_path / "nowhere"}'))

@@ -7,7 +7,6 @@ import pathlib
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from boardrec import progress
@@ -50,18 +49,6 @@ def with_decision(predictor: Predictor, decision: dict[str, Any] | None) -> Pred
         return predictor
     threshold = decision['threshold']
     return predictor._replace(threshold=0.5 if threshold is None else threshold, temperature=decision['temperature'])
-
-
-def file_reader(predictor: Predictor) -> Callable[[bytes], np.ndarray]:
-    """The function from an image file's bytes to uint8 [H, W, 3]; it raises images.Rejected."""
-    height, width = predictor.config.height_width()
-
-    @tf.function(input_signature=[tf.TensorSpec([], tf.string)])
-    def decode(encoded: tf.Tensor) -> tf.Tensor:
-        with tf.device('CPU:0'):  # as tf.data does; a GPU may round otherwise
-            return images.decode(encoded, height, width)
-
-    return lambda data: decode(tf.constant(images.normalise(data))).numpy()
 
 
 def probabilities(predictor: Predictor) -> Callable[[tf.Tensor], tf.Tensor]:

@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 import pathlib
+import sys
 from typing import Any
 
 import numpy as np
 
 from boardrec.config import UserError
-from boardrec.data import files, records
+from boardrec.data import files, images, records
 from boardrec.training import inference
 from boardrec.training.inference import Predictor
+
+_ANY_SIZE = images.Limits(sys.maxsize, sys.maxsize)  # each became a record once, perhaps with other limits
 
 
 def choose(record_set: records.RecordSet, split: str, folder: str, count: int) -> list[records.Row]:
@@ -35,7 +38,7 @@ def choose(record_set: records.RecordSet, split: str, folder: str, count: int) -
 def compare(predictor: Predictor, rows: Sequence[records.Row], folder: str, of_records: np.ndarray,
             batch_size: int) -> dict[str, Any]:
     """How far the probabilities of these records, [N, C], lie from those of their sources, which predict sees."""
-    function, read = inference.probabilities(predictor), inference.file_reader(predictor)
+    function, read = inference.probabilities(predictor), images.reader(*predictor.config.height_width(), _ANY_SIZE)
     batches = [rows[i:i + batch_size] for i in range(0, len(rows), batch_size)]
     of_sources = np.concatenate([
         function(np.stack([read(pathlib.Path(folder, row.source).read_bytes()) for row in batch])).numpy()
