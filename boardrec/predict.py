@@ -142,8 +142,8 @@ def _write(config: PredictConfig, model: Model, candidates: Iterator[Candidate],
     held = max(_HELD_BYTES, 2 * model.batch_bytes)
     load = functools.partial(read_ahead.load, content_of=model.content_of, max_bytes=config.max_image_mib << 20)
     loaded = read_ahead.in_order(candidates, load, ahead=2 * config.batch_size + read_ahead.THREADS, held_bytes=held)
-    with contextlib.closing(loaded), progress.bar('predicting', total=total, unit='images') as bar:
-        bar.initial = bar.n = writer.rows
+    with contextlib.closing(loaded), progress.bar(
+            'predicting', total=total, unit='images', initial=writer.rows) as bar:
         for batch in _batches(loaded, config.batch_size, held):
             writer.write(_rows(batch, model))
             bar.update(len(batch))
