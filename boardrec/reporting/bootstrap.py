@@ -13,7 +13,7 @@ from boardrec.reporting.measures import Measure
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 _CHUNK = 1 << 18  # counts at a time, 2 MiB, which stay in a core's cache
 _WORK = 2 * 10**9  # counts times classes, about a minute; more classes and records get fewer resamples
-_FEWEST = 200
+_FEWEST = 200  # below which the ends of an interval are noise; then it takes longer
 
 
 def replicates(measure: Measure, records: int, *, classes: int = 2) -> dict[str, np.ndarray]:

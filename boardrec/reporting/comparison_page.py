@@ -102,8 +102,8 @@ def _lead(result: Mapping) -> str:
         f' (95% interval {100 * row["interval"][0]:+.1f} to {100 * row["interval"][1]:+.1f})')
     return (f'Of {result["records"]:,} images A has {row["first"]:.1%} right and B {row["second"]:.1%}, a difference '
             f'of {100 * row["difference"]:+.1f} points{span}. Only A is right on {found["only_first"]:,} images and '
-            f'only B on {found["only_second"]:,}, which chance alone would do with '
-            f'p = {_p(found["p_value"])} (McNemar).')
+            f'only B on {found["only_second"]:,}, as uneven as that by '
+            f'chance alone with p = {_p(found["p_value"])} (McNemar).')
 
 
 def _concerns(result: Mapping, split: str) -> list[Concern]:

@@ -91,8 +91,9 @@ def write(path: os.PathLike | str, evaluation: Evaluation, facts: Facts, history
         eyebrow=f'boardrec · {split} split · {_listed(evaluation.class_names)}',
         concerns=verdict.concerns(values, split=split, data=facts.data, history=history, slices=evaluation.slices,
                                   source_check=evaluation.source_check, temperature=evaluation.temperature),
-        sections=sections, footer='Every figure recomputes from predictions.csv. Intervals are 95% bootstrap intervals '
-                                  'over the records; those of shares in plots are Wilson intervals.')
+        sections=sections, footer='The figures of the evaluation recompute from predictions.csv. Intervals are 95% '
+                                  'bootstrap intervals over the records; those of shares in plots are Wilson '
+                                  'intervals.')
 
 
 def shown(evaluation: Evaluation) -> dict[int, int]:

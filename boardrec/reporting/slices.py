@@ -25,6 +25,8 @@ def compute(predictions: Predictions, slice_of: Sequence[str], class_names: Sequ
             threshold: float = metrics.HALF) -> list[dict]:
     """What `metrics.compute` gives for each slice, in the order of names; `slice_of` names each record's.
 
+    But for the confusion matrix: 200 of a thousand classes would make a metrics.json of gigabytes.
+
     Besides: slice; difference, its accuracy less that of all other records, with interval ([low, high], 95 %); and
     verdict, `worse` (the interval lies below 0), `too small` (fewer than FEWEST_RECORDS, or the interval holds both 0
     and a loss of MUCH) or `ok`. One good slice in forty is called worse by chance.
@@ -35,9 +37,12 @@ def compute(predictions: Predictions, slice_of: Sequence[str], class_names: Sequ
                         f'most {MOST}; name a coarser expression or column.')
     positive = metrics.positive_index(class_names, positive_class)
     right = metrics.decide(predictions.probabilities, positive, threshold) == predictions.labels
-    return [{'slice': str(name), **_difference(right[members == i], right[members != i]),
-             **metrics.compute(take(predictions, members == i), class_names, positive_class, threshold)}
-            for i, name in enumerate(names)]
+    result = []
+    for i, name in enumerate(names):
+        values = metrics.compute(take(predictions, members == i), class_names, positive_class, threshold)
+        del values['confusion_matrix']
+        result.append({'slice': str(name), **_difference(right[members == i], right[members != i]), **values})
+    return result
 
 
 def take(predictions: Predictions, chosen: np.ndarray) -> Predictions:
