@@ -101,7 +101,7 @@ def test_a_second_time_there_is_nothing_to_do(job):
     (['-m', 'boardrec.train', '--flagfile=flags/vgg16.flags', '--records=nowhere', '--run_dir=X'],
      'nowhere: there is no such folder'),
     (['-m', 'boardrec.train', '--flagfile=flags/none.flags', '--records=R', '--run_dir=X'], 'flags/none.flags'),
-    (['-m', 'boardrec.train', '--recods=R', '--run_dir=X'], "flag 'recods'. Did you mean: records"),
+    (['-m', 'boardrec.train', '--batchsize=8', '--run_dir=X'], "flag 'batchsize'. Did you mean: batch_size?"),
     (['-m', 'boardrec.train', '--records=R', '--run_dir=X', '--epochs=many'], '--epochs=many'),
     (['-m', 'boardrec.evaluate', '--run_dir=nowhere'], '--run_dir=nowhere: there is no run in it'),
     (['-m', 'boardrec.evaluate', '--run_dir=R', '--split=all'], '--split=all: must be one of train, val, test'),

@@ -38,7 +38,8 @@ def test_each_slice_has_the_metrics_of_its_records():
     first, second = slices.compute(predictions, slice_of, ['no', 'yes'], 'yes', 0.4)
     assert [first['slice'], second['slice']] == ['a', 'b'] and first['records'] == 60
     alone = metrics.compute(slices.take(predictions, np.arange(90) % 3 == 0), ['no', 'yes'], 'yes', 0.4)
-    assert {key: second[key] for key in alone} == alone
+    del alone['confusion_matrix']
+    assert {key: second[key] for key in alone} == alone and 'confusion_matrix' not in second
     assert second['difference'] == pytest.approx(second['accuracy'] - first['accuracy'])
 
 
