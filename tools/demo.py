@@ -85,8 +85,9 @@ def _summary(demo: pathlib.Path, export: pathlib.Path, conversion: float | None)
     }
     shown = ', '.join(f'{name} {rate:,.1f}' for name, rate in rates.items() if rate is not None)
     return '\n'.join([
-        f'test accuracy  {metrics["accuracy"]:.4f} on {metrics["records"]} images, AUC {metrics["auc"]:.4f} '
+        f'test accuracy  {metrics["at_half"]["accuracy"]:.4f} on {metrics["records"]} images, AUC {metrics["auc"]:.4f} '
         f'(a published VGG-19 on such a split: accuracy {PUBLISHED_ACCURACY})',
+        f'               {metrics["accuracy"]:.4f} at the threshold chosen on validation, {metrics["threshold"]:.3f}',
         f'images/s       {shown}',
         f'report         {run / "report" / "index.html"}',
         f'run            {run}',
