@@ -112,7 +112,7 @@ def _measure(name: str, config: BenchmarkConfig, folder: pathlib.Path) -> Measur
     else:
         command = ['-m', 'boardrec.train', f'--flagfile={config.recipe}', f'--records={config.records}',
                    f'--feature_cache={"on" if name == "cached" else "off"}', f'--feature_cache_dir={cache}',
-                   '--early_stopping_patience=0']
+                   '--early_stopping_patience=0', '--cached_views=1']  # one view, as Keras's fit
     seconds, peak_rss, ends = _run([*command, f'--run_dir={run}', f'--epochs={epochs}'], TITLES[name])
     history = run_dir.read_history(run_dir.RunDir(run))
     manifests = [json.loads(path.read_bytes()) for path in cache.glob('*/manifest.json')]

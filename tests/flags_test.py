@@ -96,7 +96,7 @@ def is_config_of(holder, attribute='config'):
 
 def takes(node, name, annotation):
     """Whether a node is a function with a parameter `name: annotation`."""
-    return isinstance(node, ast.FunctionDef) and any(
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and any(
         arg.arg == name and isinstance(arg.annotation, ast.Name) and arg.annotation.id == annotation
         for arg in [*node.args.args, *node.args.kwonlyargs])
 

@@ -2,7 +2,7 @@
 
 They come out of the wheel elpv-dataset, which is unzipped and never installed; the PNG files keep their bytes. Beside
 the folder, under its name with .csv, lies a table with what the data set says of each image, and the weight that its
-label may be given in training (boardrec.train --record_weights=FOLDER.csv).
+label may be given in training (as the published work does; boardrec.train --record_weights=FOLDER.csv).
 """
 
 from collections.abc import Sequence

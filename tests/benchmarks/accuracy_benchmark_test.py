@@ -65,7 +65,9 @@ def test_each_split_is_fetched_converted_trained_and_evaluated_once(tmp_path, mo
     assert commands[4] == ('tools/fetch_demo_data.py', f'--output_dir={seed4}/images', '--seed=4')
     assert commands[6] == ('-m', 'boardrec.train', '--flagfile=flags/vgg16.flags', f'--records={seed4}/records',
                            f'--run_dir={seed4}/run', f'--feature_cache_dir={seed4}/feature_cache',
-                           f'--record_weights={seed4}/images.csv')
+                           '--inference_precision=bfloat16')
     assert not list(tmp_path.glob('*/feature_cache')) and 'mean         0.9125' in table
     benchmark.main(config)
     assert capsys.readouterr().out == table, 'the minutes are those of the training, not of looking at it again'
+    benchmark.main(AccuracyBenchmarkConfig(output=str(tmp_path), seeds='0', record_weights=True))
+    assert commands[-2][-1] == f'--record_weights={tmp_path}/seed0/images.csv'
