@@ -482,6 +482,75 @@ class ExportConfig:
 
     run_dir: str = setting('folder of a finished run')
     export_dir: str = setting("the served model's folder; the export becomes its next numbered version")
+    weights_dtype: str = setting(
+        'how kernels are stored: bfloat16 halves the size, and is compared with float32 on records of the run',
+        'float32', ('float32', 'bfloat16'))
+    serving_precision: str = setting(
+        "the served network's arithmetic: that of the run's --inference_precision, or bfloat16, which is several times "
+        'faster on CPUs and GPUs that have it and slow on others; it is compared with the run on its records',
+        'run', ('run', 'float32', 'bfloat16'))
+    keep: int = setting('once the new version is there, remove all but the newest so many; 0 keeps all', 0)
+    max_image_mib: int = setting('the served graph refuses images of more MiB', ConvertConfig.max_image_mib)
+    max_megapixels: float = setting(
+        'the served graph refuses images of more megapixels, by their headers', ConvertConfig.max_megapixels)
+    max_side: int = setting('the served graph refuses images of more pixels a side', ConvertConfig.max_side)
+    max_side_ratio: float = setting('the served graph refuses images whose longer side is more times the shorter',
+                                    ConvertConfig.max_side_ratio)
 
     def __post_init__(self):
+        _check_choices(self)
         check_local(self, 'run_dir', 'export_dir')
+        _check_at_least(self, 0, 'keep')
+        _check_at_least(self, 1, 'max_image_mib', 'max_side', 'max_side_ratio')
+        # The graph counts an image's bytes in 32 bits.
+        _check(self.max_image_mib < 2048, 'max_image_mib', self.max_image_mib, 'below 2048')
+        _check(self.max_megapixels > 0, 'max_megapixels', self.max_megapixels, 'above 0')
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """Settings of `python -m boardrec.serve`."""
+
+    model_dir: str = setting("the served model's folder, the --export_dir of exports; its newest version is served")
+    model_name: str = setting("the model's name in requests; by default that of the folder", '')
+    host: str = setting('address to listen at; by default only programs on this machine reach it, 0.0.0.0 lets all in',
+                        '127.0.0.1')
+    rest_port: int = setting('port of REST, the page, health and metrics; 0 takes a free one and says which', 8501)
+    grpc_port: int = setting('port of gRPC; 0 takes a free one and says which', 8500)
+    keep: int = setting('how many of the newest versions are served; requests get the newest unless they name one', 1)
+    version_labels: str = setting(
+        'names for versions, like stable:3,canary:4, which are then served too and asked for by .../labels/canary', '')
+    poll_seconds: float = setting('seconds between two looks into the folder for new versions', 1.0)
+    max_batch_size: int = setting('rows, of one request or of several, that the model takes at once', 32)
+    batch_wait_ms: float = setting(
+        'milliseconds that rows wait for others while a batch runs; what comes while none does runs at once', 5.0)
+    batches_in_flight: int = setting('batches that run at once, so that one is decoded while the network has another',
+                                     2)
+    max_queued: int = setting('rows that may wait; more are refused with 429 or RESOURCE_EXHAUSTED', 1024)
+    max_request_mib: int = setting('refuse requests of more MiB, with 413 or RESOURCE_EXHAUSTED', 32)
+    max_held_mib: int = setting('MiB of all requests at once; more are refused with 429 or RESOURCE_EXHAUSTED', 512)
+    request_seconds: float = setting('seconds for a request to arrive, and for its answer', 60.0)
+    drain_seconds: float = setting('seconds that requests under way have to end after SIGTERM or Ctrl-C', 30.0)
+
+    def __post_init__(self):
+        check_local(self, 'model_dir')
+        for name in ('rest_port', 'grpc_port'):
+            _check(0 <= getattr(self, name) < 2**16, name, getattr(self, name), 'from 0 to 65535')
+        _check(self.rest_port != self.grpc_port or not self.rest_port, 'grpc_port', self.grpc_port,
+               f'another port than --rest_port={self.rest_port}')
+        _check_at_least(self, 1, 'keep', 'max_batch_size', 'batches_in_flight', 'max_queued', 'max_request_mib')
+        _check_at_least(self, 0.05, 'poll_seconds', 'request_seconds')
+        _check_at_least(self, 0, 'batch_wait_ms', 'drain_seconds')
+        _check(self.max_request_mib <= 2047, 'max_request_mib', self.max_request_mib, 'at most 2047')
+        _check(self.max_held_mib >= self.max_request_mib, 'max_held_mib', self.max_held_mib,
+               f'at least --max_request_mib={self.max_request_mib}')
+        _check(re.search(r'[/:%\s]', self.model_name) is None, 'model_name', self.model_name,
+               'without slashes, colons, percent signs and blanks, because it is a part of URLs')
+        self.labels()
+
+    def labels(self) -> dict[str, int]:
+        """`version_labels` as {label: version}."""
+        pairs = [part.strip().partition(':') for part in self.version_labels.split(',') if part.strip()]
+        good = all(re.fullmatch(r'[\w.-]+:\d{1,18}', ''.join(pair)) for pair in pairs)
+        _check(good, 'version_labels', self.version_labels, 'like stable:3,canary:4')
+        return {label: int(version) for label, _, version in pairs}

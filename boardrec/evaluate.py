@@ -8,9 +8,7 @@ import json
 import pathlib
 import time
 from typing import Any
-import zipfile
 
-import boardrec
 from boardrec import cli, progress
 from boardrec.config import EvaluateConfig, UserError
 from boardrec.data import files, mirror, records, tfrecord
@@ -35,7 +33,7 @@ def main(config: EvaluateConfig) -> None:
 def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     progress.import_tensorflow()
     from boardrec.reporting import facts, metrics, predictions_csv, report, summary
-    from boardrec.training import inference, source_check
+    from boardrec.training import inference, source_check, uncalibrated
 
     predictor = inference.load(config.run_dir)
     record_set = _open_records(config, predictor, records_folder)
@@ -53,8 +51,8 @@ def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
         positive_class=positive, threshold=predictor.threshold)
     # Computed from the file, so that whoever has the file can compute the same.
     predictions, _ = predictions_csv.read(folder / 'predictions.csv')
-    identity = {'split': config.split, **_identity(predictor, record_set), 'decision': decision,
-                'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
+    identity = {'split': config.split, **uncalibrated.identity(predictor, record_set.manifest.fingerprint),
+                'decision': decision, 'predictions_sha256': files.sha256_of(folder / 'predictions.csv')}
     checked = _earlier_check(folder, identity)
     if sample:
         of_sample = predictions.probabilities[[row.record_id - ids.start for row in sample]]
@@ -192,16 +190,6 @@ def _open_records(config: EvaluateConfig, predictor: Any, folder: pathlib.Path) 
     return record_set
 
 
-def _identity(predictor: Any, record_set: records.RecordSet) -> dict[str, Any]:
-    """What the network's probabilities depend on."""
-    from boardrec.data import images
-    return {'inference_precision': predictor.config.inference_precision,
-            'inference_views': predictor.config.inference_views,
-            'weights_sha256': predictor.facts['weights_sha256'],
-            'records_fingerprint': record_set.manifest.fingerprint,
-            'decode_version': images.DECODE_VERSION, 'boardrec': boardrec.__version__}
-
-
 def _earlier_check(folder: pathlib.Path, identity: dict[str, Any]) -> dict[str, Any] | None:
     """The check of sources of an earlier evaluation of exactly this, if there was one."""
     try:
@@ -218,35 +206,15 @@ def _probabilities(config: EvaluateConfig, predictor: Any, record_set: records.R
 
     The network is asked once: what it says is kept, so that another threshold or temperature costs nothing.
     """
-    from boardrec.training import inference
-    path = predictor.run.evaluation(split) / 'uncalibrated.npz'
-    identity = json.dumps(_identity(predictor, record_set))
-    raw, speed = _kept(path, identity, len(record_set.split_range(split)))
+    from boardrec.training import inference, uncalibrated
+    fingerprint = record_set.manifest.fingerprint
+    raw, speed = uncalibrated.read(predictor, split, fingerprint, len(record_set.split_range(split)))
     if raw is None:
         raw, speed = _predict(config, predictor._replace(temperature=1.0), record_set, split)
-        _keep(path, identity, raw, speed)
+        uncalibrated.write(predictor, split, fingerprint, raw, speed)
     else:
-        progress.say(f'{path.parent}: predictions are there already')
+        progress.say(f'{predictor.run.evaluation(split)}: predictions are there already')
     return inference.calibrate(raw, predictor.temperature).numpy(), speed
-
-
-def _keep(path: pathlib.Path, identity: str, probabilities: Any, speed: float) -> None:
-    import numpy as np
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with files.atomic_write(path) as file:
-        np.savez(file, probabilities=probabilities, identity=identity, images_per_second=speed)
-
-
-def _kept(path: pathlib.Path, identity: str, count: int) -> tuple[Any, float]:
-    """What `_keep` was given of the same; (None, 0) if it is not there or damaged, which each member's CRC tells."""
-    import numpy as np
-    try:
-        with open(path, 'rb') as file, np.load(file, allow_pickle=False) as kept:
-            if str(kept['identity']) == identity and len(kept['probabilities']) == count:
-                return kept['probabilities'], float(kept['images_per_second'])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        pass
-    return None, 0.0
 
 
 def _predict(config: EvaluateConfig, predictor: Any, record_set: records.RecordSet, split: str) -> tuple[Any, float]:

@@ -1,5 +1,6 @@
 """Generated images and record sets that the tests share; and TensorFlow, imported once and quietly."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -12,7 +13,7 @@ from PIL import Image
 import pytest
 
 from boardrec import cli, progress
-from boardrec.config import ConvertConfig, TrainConfig
+from boardrec.config import ConvertConfig, ExportConfig, TrainConfig
 from boardrec.data import convert, records, shards, storage_report, workers
 
 progress.import_tensorflow()
@@ -169,19 +170,31 @@ def finished_run(train_config, record_set_path):
     return pathlib.Path(config.run_dir)
 
 
-@pytest.fixture(scope='module')
-def small_run(train_config, record_set_path):
-    """The folder of a finished run of `small_backbone`, which is known to the module's tests. Never change it, copy it.
+@pytest.fixture(scope='session')
+def small_run_path(train_config, record_set_path):
+    """The folder of a finished run of the small backbone, which takes a tenth of `finished_run`."""
+    from boardrec.training import fit
+    config = train_config(backbone='xception', trainable_layers=9, learning_rate=0.01, precision='float32',
+                          feature_cache='off')
+    with _small_backbone_known():
+        fit.fit(config, records.open_record_set(record_set_path))
+    return pathlib.Path(config.run_dir)
 
-    It takes a tenth of `finished_run`, in training and in each evaluation.
-    """
-    from boardrec.training import backbones, fit
+
+@pytest.fixture(scope='module')
+def small_run(small_run_path):
+    """That folder, in a module whose tests know its backbone. Shared: never change it, copy it."""
+    with _small_backbone_known():
+        yield small_run_path
+
+
+@contextlib.contextmanager
+def _small_backbone_known():
+    """Xception stands for the small backbone, in this process."""
+    from boardrec.training import backbones
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(backbones.BACKBONES, 'xception', SMALL_BACKBONE)
-        config = train_config(backbone='xception', trainable_layers=9, learning_rate=0.01, precision='float32',
-                              feature_cache='off')
-        fit.fit(config, records.open_record_set(record_set_path))
-        yield pathlib.Path(config.run_dir)
+        yield
 
 
 @pytest.fixture
@@ -193,6 +206,37 @@ def copied_run(finished_run, tmp_path):
     config = dataclasses.replace(run_dir.read_config(path), run_dir=str(path))
     (path / 'run.flags').write_text(cli.to_flagfile(config))
     return path
+
+
+@pytest.fixture(scope='session')
+def predictor(small_run_path):
+    """The run of the small backbone, loaded."""
+    from boardrec.training import inference
+    with _small_backbone_known():
+        return inference.load(small_run_path)
+
+
+@pytest.fixture(scope='session')
+def exported(small_run_path, tmp_path_factory):
+    """A version, exported from that run. Shared: never change it, copy it."""
+    from boardrec import export
+    folder = tmp_path_factory.mktemp('models') / 'boardrec'
+    with _small_backbone_known():
+        export.main(ExportConfig(run_dir=str(small_run_path), export_dir=str(folder)))
+    return folder / '1'
+
+
+@pytest.fixture(scope='session')
+def session(exported):
+    """The version in one TF1 session, as TF Serving runs it: ask(signature, {input: values}) and images(bytes)."""
+    import tensorflow as tf
+
+    from boardrec.serving import self_test
+    one = tf.compat.v1.Session(graph=tf.Graph())
+    ask = self_test.asker(one, exported)
+    yield types.SimpleNamespace(ask=ask, images=lambda data: ask('serving_default', {
+        'image_bytes': np.array(data, object)}))
+    one.close()
 
 
 @pytest.fixture

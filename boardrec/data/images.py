@@ -83,9 +83,14 @@ def decode_stored(stored: tf.Tensor, storage: Storage, height: int, width: int, 
     return _bilinear(_averaged(_crop(image, box), height, width), height, width)
 
 
-def is_decodable_type(encoded: tf.Tensor) -> tf.Tensor:
-    """Whether the bytes begin like a JPEG or a PNG: string [] to bool []. Others may decode, but to another rank."""
-    return _begins_with(encoded, JPEG_MAGIC) | _begins_with(encoded, PNG_MAGIC)
+def decode_whole(encoded: tf.Tensor) -> tf.Tensor:
+    """Decodes all of a JPEG in its own size, as `normalise` does where it remakes one: string [] to uint8 [H, W, 3]."""
+    return tf.io.decode_jpeg(encoded, channels=3, dct_method=_DCT)
+
+
+def resize(pixels: tf.Tensor, height: int, width: int) -> tf.Tensor:
+    """What `decode` makes of a PNG's pixels: uint8 [H, W, 3] to uint8 [height, width, 3]."""
+    return _bilinear(_averaged(pixels, height, width), height, width)
 
 
 def normalise(data: bytes, limits: Limits = Limits()) -> bytes:  # noqa: B008 (immutable)
@@ -123,7 +128,7 @@ def reader(height: int, width: int, limits: Limits = Limits()  # noqa: B008 (imm
     @tf.function(input_signature=[tf.TensorSpec([None, None, 3], tf.uint8)])
     def resized(pixels: tf.Tensor) -> tf.Tensor:
         with tf.device('CPU:0'):
-            return _bilinear(_averaged(pixels, height, width), height, width)
+            return resize(pixels, height, width)
 
     def read(data: bytes) -> np.ndarray:
         kept, pixels = _normalise(data, limits)

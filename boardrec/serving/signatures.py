@@ -1,15 +1,36 @@
-"""The served function: encoded images in, one row an image out, and a check of it the way TF Serving calls it."""
+"""The served functions: images in, one row an image out. A row never depends on the others in its batch."""
 
+from collections.abc import Callable
+import functools
 import pathlib
+from typing import NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from boardrec.data import files, images
+from boardrec.config import ExportConfig
+from boardrec.data import files, source_decode
+from boardrec.data.images import Limits
+from boardrec.serving import weights
 from boardrec.training import inference, model
 from boardrec.training.inference import Predictor
 
+NAMES = ('serving_default', 'serving_pixels', 'classify', 'embedding')
+CLASSIFY_METHOD = 'tensorflow/serving/classify'  # what TF Serving's Classify asks for; Predict takes it as well
 _GRAPH_BYTES = 16 << 20  # more than the rest of a SavedModel takes
+
+
+class InputLimits(NamedTuple):
+    """What an image that is sent may have; more is refused without being decoded."""
+
+    max_bytes: int = ExportConfig.max_image_mib << 20
+    max_pixels: int = round(ExportConfig.max_megapixels * 1e6)
+    max_side: int = ExportConfig.max_side
+    max_side_ratio: float = ExportConfig.max_side_ratio
+
+    @property
+    def by_header(self) -> Limits:
+        """Those on width and height."""
+        return Limits(self.max_pixels, self.max_side, self.max_side_ratio)
 
 
 class Servable(tf.Module):
@@ -17,106 +38,106 @@ class Servable(tf.Module):
 
     It tracks the raw variables, each once: a Keras model or layer in the module would store every weight twice
     (keras#23553) or lose them in the TF1 session that TF Serving runs.
+
+    Every output has the batch as dimension 0, so that a server can batch requests, and none is ever NaN.
     """
 
-    def __init__(self, predictor: Predictor):
+    def __init__(self, predictor: Predictor, limits: InputLimits = InputLimits(),  # noqa: B008 (immutable)
+                 weights_dtype: str = 'float32'):
         super().__init__(name='boardrec')
-        self._weights = [variable.value for variable in predictor.model.variables]
-        self.serving_default = _serving_default(predictor)
+        height, width = predictor.config.height_width()
+        classes = predictor.classes
+        encoded = tf.TensorSpec([None], tf.string, name='image_bytes')
+        pixels = tf.TensorSpec([None, height, width, 3], tf.uint8, name='images')
+        self._weights, network = weights.stored(predictor, weights_dtype)
+        # Functions that the signatures share, so that their graphs are made and stored once.
+        network = _compiled(network, pixels)
+        decoded = _compiled(functools.partial(decode_batch, height=height, width=width, limits=limits), encoded)
+
+        def rows(pixels: tf.Tensor, codes: tf.Tensor) -> dict[str, tf.Tensor]:
+            valid, (probabilities, _) = codes == 0, network(pixels)
+            probabilities = tf.where(valid[:, None], probabilities, 0.0)
+            chosen = inference.decide(predictor, probabilities)
+            return {
+                'probabilities': probabilities,  # float32 [N, C], in the order of class_names; 0 where not valid
+                'label': tf.where(valid, tf.gather(tf.constant(classes.names), chosen), ''),  # string [N]
+                'score': _score(probabilities, classes),  # float32 [N]: of the positive class, or the highest of more
+                **_verdict(codes),
+            }
+
+        def serving_default(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            return rows(*decoded(image_bytes))
+
+        def serving_pixels(images: tf.Tensor) -> dict[str, tf.Tensor]:
+            return rows(images, tf.zeros_like(images[:, 0, 0, 0], tf.int32))
+
+        def embedding(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
+            pixels, codes = decoded(image_bytes)
+            features = network(pixels)[1]
+            return {'embedding': tf.where((codes == 0)[:, None], features, 0.0), **_verdict(codes)}  # float32 [N, D]
+
+        def classify(inputs: tf.Tensor) -> dict[str, tf.Tensor]:
+            # TF Serving's classification has no other outputs than these two. Scores of 0 say that an image is invalid.
+            feature = tf.io.FixedLenFeature([], tf.string, default_value='')
+            scores = rows(*decoded(tf.io.parse_example(inputs, {'image_bytes': feature})['image_bytes']))[
+                'probabilities']
+            names = tf.repeat(tf.constant([classes.names]), tf.shape(scores)[0], axis=0)
+            return {'classes': names, 'scores': scores}
+
+        self.serving_default = _compiled(serving_default, encoded)
+        self.serving_pixels = _compiled(serving_pixels, pixels)
+        self.classify = _compiled(classify, tf.TensorSpec([None], tf.string, name='inputs'))
+        self.embedding = _compiled(embedding, encoded)
 
 
-def save(predictor: Predictor, folder: pathlib.Path) -> None:
-    """Writes the SavedModel with its signature serving_default. Raises OSError if the disk has no room for it."""
+def save(predictor: Predictor, folder: pathlib.Path, limits: InputLimits = InputLimits(),  # noqa: B008 (immutable)
+         weights_dtype: str = 'float32') -> None:
+    """Writes the SavedModel with its signatures and labels. Raises OSError if the disk has no room for it."""
     # TensorFlow tells of a full disk in several ways, none of which names it.
     parameters = sum(variable.numpy().nbytes for variable in predictor.model.variables)
     files.require_space(folder, needed_bytes=parameters + _GRAPH_BYTES)
-    servable = Servable(predictor)
-    tf.saved_model.save(servable, str(folder), signatures={'serving_default': servable.serving_default})
+    servable = Servable(predictor, limits, weights_dtype)
+    tf.saved_model.save(servable, str(folder), signatures={name: getattr(servable, name) for name in NAMES})
+    updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
+    updater.replace_method_name(signature_key='classify', method_name=CLASSIFY_METHOD, tags='serve')
+    updater.save()
+    (folder / 'assets').mkdir(exist_ok=True)
+    names = (name.replace('\n', ' ') for name in predictor.classes.names)
+    (folder / 'assets' / 'labels.txt').write_bytes(''.join(f'{name}\n' for name in names).encode(errors='replace'))
 
 
-def decode_batch(image_bytes: tf.Tensor, height: int, width: int) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes string [N] to (uint8 [N, height, width, 3], valid bool [N]); what does not decode is black and not valid.
+def decode_batch(image_bytes: tf.Tensor, height: int, width: int,
+                 limits: InputLimits = InputLimits()) -> tuple[tf.Tensor, tf.Tensor]:  # noqa: B008 (immutable)
+    """Decodes string [N] to uint8 [N, height, width, 3] and codes int32 [N], indices of source_decode.CODES.
 
-    A failing op would fail the whole batch, other clients' images included. Only a Dataset drops single failures; it
-    yields (index, image), and the sentinel at index N keeps it from being empty.
+    Black where the code is not 0. A failing op would fail the whole batch, other clients' images included. Only a
+    Dataset drops single failures; it yields (index, image, code); the sentinel at index N keeps it from being empty.
     """
     count = tf.size(image_bytes, tf.int64)
+    codes, decoders, heads = source_decode.inspect(image_bytes, limits.by_header, limits.max_bytes)
 
-    def decode(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        known = tf.debugging.Assert(images.is_decodable_type(image_bytes[i]), ['not a JPEG or PNG'])
-        with tf.control_dependencies([known]):
-            return i, images.decode(image_bytes[i], height, width)
+    @tf.autograph.experimental.do_not_convert
+    def decode(i: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        return i, *source_decode.decode(image_bytes[i], decoders[i], heads[i], limits.by_header, height, width)
 
     decoded = tf.data.Dataset.range(count).map(decode, num_parallel_calls=tf.data.AUTOTUNE, deterministic=False)
     decoded = decoded.ignore_errors()
-    sentinel = tf.data.Dataset.from_tensors((count, tf.zeros([height, width, 3], tf.uint8)))
-    indices, pixels = decoded.concatenate(sentinel).batch(count + 1).get_single_element()
-    shape = tf.stack([count + 1, height, width, 3])
-    scattered = tf.scatter_nd(indices[:, None], pixels, shape)
-    valid = tf.scatter_nd(indices[:, None], tf.ones_like(indices, tf.int32), [count + 1]) > 0
-    return tf.ensure_shape(scattered[:-1], [None, height, width, 3]), valid[:-1]
+    sentinel = tf.data.Dataset.from_tensors((count, tf.zeros([height, width, 3], tf.uint8), 0))
+    indices, pixels, found = decoded.concatenate(sentinel).batch(count + 1).get_single_element()
+    pixels = tf.scatter_nd(indices[:, None], pixels, tf.stack([count + 1, height, width, 3]))[:-1]
+    found = tf.scatter_nd(indices[:, None], found + 1, [count + 1])[:-1] - 1  # -1 of those that were dropped
+    found = tf.where(found < 0, source_decode.failure(image_bytes), found)
+    return tf.ensure_shape(pixels, [None, height, width, 3]), tf.where(codes > 0, codes, found)
 
 
-def self_test(predictor: Predictor, folder: pathlib.Path) -> None:
-    """Runs the saved signature in a TF1 session, as TF Serving does, on good and bad bytes.
-
-    Raises RuntimeError if a probability is further than 1e-5 from the run's own, or a bad image is not told from a good
-    one.
-    """
-    height, width = predictor.config.height_width()
-    good = _golden_images(height, width)
-    with tf.device('CPU:0'):  # as tf.data does; a GPU may round otherwise
-        pixels = np.stack([images.decode(tf.constant(data), height, width).numpy() for data in good])
-    expected = inference.probabilities(predictor)(pixels).numpy()  # compiled: eager bfloat16 rounds elsewhere
-    requests = [good[0], b'', b'not an image', *good[1:], good[0][:60]]
-    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
-        loaded = tf.compat.v1.saved_model.loader.load(session, ['serve'], str(folder))
-        signature = loaded.signature_def['serving_default']
-        names = {key: info.name for key, info in signature.outputs.items()}
-        image_bytes = signature.inputs['image_bytes'].name
-        answer = session.run(names, {image_bytes: requests})
-        empty = session.run(names, {image_bytes: np.zeros([0], object)})
-    difference = np.abs(answer['probabilities'][answer['valid']] - expected).max()
-    if answer['valid'].tolist() != [True, False, False, *[True] * (len(good) - 1), False] or not difference <= 1e-5:
-        raise RuntimeError(f'the exported signature differs from the run by {difference}; valid: {answer["valid"]}')
-    if any(len(value) for value in empty.values()):
-        raise RuntimeError('the exported signature does not take an empty batch')
+def _compiled(function: Callable, *specs: tf.TensorSpec) -> tf.types.experimental.PolymorphicFunction:
+    return tf.function(function, input_signature=specs, autograph=False)
 
 
-def _serving_default(predictor: Predictor) -> tf.types.experimental.PolymorphicFunction:
-    height, width = predictor.config.height_width()
-    classes = predictor.classes
-
-    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, name='image_bytes')])
-    def serving_default(image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-        pixels, valid = decode_batch(image_bytes, height, width)
-        count = tf.shape(valid)[0]
-        # TensorFlow's fused convolutions fail on an empty batch ('input depth must be evenly divisible').
-        at_least_one = tf.pad(pixels, [[0, tf.cast(tf.equal(count, 0), tf.int32)], [0, 0], [0, 0], [0, 0]])
-        probabilities = inference.forward(predictor, at_least_one)[:count]
-        probabilities = tf.where(valid[:, None], probabilities, 0.0)
-        chosen = inference.decide(predictor, probabilities)
-        return {
-            'probabilities': probabilities,  # float32 [N, C], in the order of class_names; 0 where not valid
-            'label': tf.where(valid, tf.gather(tf.constant(classes.names), chosen), ''),
-            'score': _score(probabilities, classes),  # float32 [N]: of the positive class, or the highest of more
-            'valid': valid,  # bool [N]
-        }
-
-    return serving_default
+def _verdict(codes: tf.Tensor) -> dict[str, tf.Tensor]:
+    # bool [N]; string [N], '' where valid
+    return {'valid': codes == 0, 'error_code': tf.gather(tf.constant(source_decode.CODES), codes)}
 
 
 def _score(probabilities: tf.Tensor, classes: model.Classes) -> tf.Tensor:
     return tf.reduce_max(probabilities, axis=1) if classes.positive is None else probabilities[:, classes.positive]
-
-
-def _golden_images(height: int, width: int) -> list[bytes]:
-    """Three generated images, seeded: a PNG of another size than the model's, a JPEG to scale, a PNG of its own."""
-    random = np.random.default_rng(0)
-
-    def pixels(*shape: int) -> np.ndarray:
-        return random.integers(0, 256, shape, np.uint8)
-
-    return [tf.io.encode_png(pixels(height + 9, width + 30, 3)).numpy(),
-            tf.io.encode_jpeg(pixels(2 * height, 3 * width, 3)).numpy(),
-            tf.io.encode_png(pixels(height, width, 3)).numpy()]

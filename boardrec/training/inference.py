@@ -3,6 +3,7 @@ share. The only place that applies the run's temperature and threshold to what i
 """
 
 from collections.abc import Callable
+import dataclasses
 import pathlib
 from typing import Any, NamedTuple
 
@@ -43,6 +44,14 @@ def load(path: str | pathlib.Path) -> Predictor:
     return with_decision(Predictor(run, config, facts, classes, network), run_dir.read_decision(run, facts))
 
 
+def in_precision(predictor: Predictor, precision: str) -> Predictor:
+    """A copy that computes in another precision, with weights of its own."""
+    network = model.build(predictor.config, predictor.classes, precision).model
+    network.set_weights(predictor.model.get_weights())
+    return predictor._replace(
+        model=network, config=dataclasses.replace(predictor.config, inference_precision=precision))
+
+
 def with_decision(predictor: Predictor, decision: dict[str, Any] | None) -> Predictor:
     """The predictor with the threshold and the temperature of a decision.json; None leaves 0.5 and 1."""
     if decision is None:
@@ -67,13 +76,28 @@ def forward(predictor: Predictor, batch: tf.Tensor) -> tf.Tensor:
 
     Of probabilities and not of logits: a view in which the network is wrong and very sure outweighs no other.
     """
-    total, axes = 0.0, view_axes(predictor.config)
+    return _mean_of_views(predictor, lambda pixels: [predictor.model(pixels, training=False)], batch)[0]
+
+
+def forward_with_features(predictor: Predictor, batch: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The same, and what the last layer sees, float32 [B, D], the mean over the views too: it describes the images."""
+    network = predictor.model
+    both = keras.Model(network.inputs, [network.outputs[0], network.get_layer('logits').input])
+    return tuple(_mean_of_views(predictor, lambda pixels: both(pixels, training=False), batch))
+
+
+def _mean_of_views(predictor: Predictor, network: Callable[[tf.Tensor], list[tf.Tensor]], batch: tf.Tensor
+                   ) -> list[tf.Tensor]:
+    """Calibrated probabilities, and the network's other outputs in float32."""
+    axes, totals = view_axes(predictor.config), []
     for view in axes:
         # One after the other, or TensorFlow would hold the activations of all at once.
-        with tf.control_dependencies([total] if view else []):
-            outputs = predictor.model(tf.reverse(batch, view) if view else batch, training=False)
-        total += model.class_probabilities(outputs, predictor.classes)
-    return calibrate(total / len(axes) if len(axes) > 1 else total, predictor.temperature)
+        with tf.control_dependencies(totals):
+            outputs, *others = network(tf.reverse(batch, view) if view else batch)
+        outputs = [model.class_probabilities(outputs, predictor.classes), *(tf.cast(one, tf.float32) for one in others)]
+        totals = [total + one for total, one in zip(totals, outputs, strict=True)] if totals else outputs
+    probabilities, *others = [total / len(axes) for total in totals] if len(axes) > 1 else totals
+    return [calibrate(probabilities, predictor.temperature), *others]
 
 
 def view_axes(config: TrainConfig) -> list[list[int]]:

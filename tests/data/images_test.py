@@ -378,15 +378,6 @@ def test_decode_raises_for_bytes_that_do_not_decode(data):
         images.decode(tf.constant(data), 8, 8)
 
 
-@pytest.mark.parametrize(('data', 'expected'), [
-    (JPEG, True), (PNG, True), (REMADE['GIF'][0], False), (REMADE['WebP'][0], False), (REMADE['BMP'][0], False),
-    (b'', False), (b'\xff\xd8', False), (images.PNG_MAGIC[:7], False), (b' ' + JPEG, False),
-], ids=['JPEG', 'PNG', 'GIF', 'WebP', 'BMP', 'empty', 'half of a JPEG magic', 'half of a PNG magic', 'shifted'])
-def test_is_decodable_type_looks_at_the_first_bytes(data, expected):
-    assert bool(images.is_decodable_type(tf.constant(data))) is expected
-    assert bool(tf.function(images.is_decodable_type)(tf.constant(data))) is expected
-
-
 def photographs():
     """Real ones, from the packages that this project needs anyway."""
     folder = pathlib.Path(sklearn.datasets.__file__).parent / 'images'

@@ -2,10 +2,12 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
 from boardrec.config import UserError
+from boardrec.data import files
 from boardrec.serving import publish
 
 METADATA = {'weights_sha256': 'abc'}
@@ -14,6 +16,8 @@ METADATA = {'weights_sha256': 'abc'}
 def write(folder):
     (folder / 'saved_model.pb').write_bytes(b'model')
     (folder / 'variables').mkdir()
+    (folder / 'variables' / 'variables.index').touch()
+    return {'metrics': None}
 
 
 def test_versions_count_up(tmp_path):
@@ -46,18 +50,20 @@ def test_a_failing_export_publishes_nothing(tmp_path):
 
 def test_no_integer_is_seen_before_it_is_whole(tmp_path):
     def looks(folder):
-        write(folder)
         assert publish.versions(tmp_path) == [] and not folder.name.isdecimal()
+        return write(folder)
 
     published = publish.publish(tmp_path, METADATA, looks)
-    assert json.loads((published / 'metadata.json').read_text()) == METADATA
+    metadata = json.loads((published / 'metadata.json').read_text())
+    assert {**metadata, 'files': sorted(metadata['files'])} == {
+        **METADATA, 'metrics': None, 'files': ['saved_model.pb', 'variables/variables.index']}
 
 
 def test_of_two_at_once_each_gets_a_version(tmp_path):
     def while_another_publishes(folder):
-        write(folder)
         (tmp_path / '1').mkdir()
         (tmp_path / '1' / 'theirs').touch()
+        return write(folder)
 
     assert publish.publish(tmp_path, METADATA, while_another_publishes).name == '2'
     assert [path.name for path in (tmp_path / '1').iterdir()] == ['theirs']
@@ -89,3 +95,39 @@ def test_a_version_that_appears_at_the_last_moment_stays(tmp_path, monkeypatch):
     monkeypatch.setattr(os, 'rename', late)
     assert publish.publish(tmp_path, METADATA, write).name == '2'
     assert [path.name for path in (tmp_path / '1').iterdir()] == ['theirs']
+
+
+def test_the_same_run_is_not_found_where_its_files_were_changed(tmp_path):
+    first = publish.publish(tmp_path, METADATA, write)
+    second = publish.publish(tmp_path, METADATA, write)
+    assert publish.find(tmp_path, METADATA) == second
+    (second / 'saved_model.pb').write_bytes(b'mode1')
+    assert publish.find(tmp_path, METADATA) == first
+    assert publish.damage(second) == f'{second}/saved_model.pb is missing or was changed'
+    (first / 'more').touch()
+    assert publish.find(tmp_path, METADATA) is None
+
+
+def test_old_versions_go_whole_and_the_newest_stay(tmp_path, monkeypatch):
+    for _ in range(4):
+        publish.publish(tmp_path, METADATA, write)
+    rmtree = shutil.rmtree
+
+    def looks(path, **options):
+        assert publish.versions(tmp_path) == [3, 4] and all(not publish.damage(tmp_path / n) for n in '34')
+        rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, 'rmtree', looks)
+    assert publish.prune(tmp_path, keep=2) == [1, 2]
+    assert publish.prune(tmp_path, keep=2) == []
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['3', '4']
+    monkeypatch.setattr(shutil, 'rmtree', rmtree)
+    assert publish.publish(tmp_path, METADATA, write).name == '5', 'numbers are not given again'
+
+
+def test_what_a_killed_removal_left_goes_with_the_next_publication(tmp_path):
+    publish.publish(tmp_path, METADATA, write)
+    left = files.temporary_name(tmp_path / 'removed')
+    shutil.copytree(tmp_path / '1', left / '1')
+    publish.publish(tmp_path, METADATA, write)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ['1', '2']

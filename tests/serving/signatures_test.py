@@ -1,42 +1,22 @@
-"""The exported signature, called as TF Serving calls it: in a TF1 session, good and bad images in one batch."""
+"""The exported signatures, called as TF Serving calls them: in a TF1 session, good and bad images in one batch."""
 
 import dataclasses
+import io
+import pathlib
+import sys
 
 import numpy as np
+from PIL import Image
 import pytest
 import tensorflow as tf
 
-from boardrec import cli
-from boardrec.data import images
-from boardrec.serving import signatures
-from boardrec.training import inference, run_dir
+from boardrec.config import TrainConfig
+from boardrec.data import images, source_decode
+from boardrec.serving import signatures, warmup_requests
+from boardrec.training import inference, model
 
-
-@pytest.fixture(scope='module')
-def predictor(finished_run):
-    """The finished run, loaded."""
-    return inference.load(finished_run)
-
-
-@pytest.fixture(scope='module')
-def saved(predictor, tmp_path_factory):
-    """Its SavedModel."""
-    folder = tmp_path_factory.mktemp('saved')
-    signatures.save(predictor, folder)
-    return folder
-
-
-@pytest.fixture(scope='module')
-def ask(saved):
-    """A function from a list of bytes to the signature's outputs, in one TF1 session."""
-    graph = tf.Graph()
-    session = tf.compat.v1.Session(graph=graph)
-    with graph.as_default():
-        signature = tf.compat.v1.saved_model.loader.load(session, ['serve'], str(saved)).signature_def[
-            'serving_default']
-    names = {key: info.name for key, info in signature.outputs.items()}
-    yield lambda data: session.run(names, {signature.inputs['image_bytes'].name: np.array(data, object)})
-    session.close()
+sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'data'))
+import images_test as made  # noqa: E402
 
 
 @pytest.fixture(scope='module')
@@ -46,112 +26,128 @@ def good(source_images):
     return [path.read_bytes() for path in paths]
 
 
-def test_probabilities_are_evaluations(ask, good, predictor):
-    pixels = np.stack([images.decode(data, 32, 32).numpy() for data in good])
-    expected = inference.probabilities(predictor)(pixels).numpy()
-    answer = ask(good)
-    np.testing.assert_allclose(answer['probabilities'], expected, atol=1e-5)
-    assert answer['valid'].all()
-    assert [label.decode() for label in answer['label']] == [
-        predictor.classes.names[int(row[1] >= 0.5)] for row in expected]
-    np.testing.assert_array_equal(answer['score'], answer['probabilities'][:, 1])
+def expected(predictor, data):
+    """What evaluation says of the records that are made of these files."""
+    pixels = np.stack([images.decode(tf.constant(images.normalise(one)), 32, 32).numpy() for one in data])
+    return pixels, inference.probabilities(predictor)(pixels).numpy()
 
 
-@pytest.mark.parametrize(('height', 'width', 'scale'), [(64, 64, 2), (101, 70, 2), (130, 200, 4), (256, 300, 8)])
-def test_a_large_jpeg_is_decoded_at_the_scale_of_training(ask, predictor, height, width, scale):
-    """Noise, of which another scale would make other pixels, and another probability."""
-    noise = np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8)
-    data = tf.io.encode_jpeg(noise, quality=95).numpy()
-    pixels = images.decode(tf.constant(data), 32, 32)
-    halved = tf.io.decode_jpeg(data, channels=3, ratio=scale, dct_method='INTEGER_ACCURATE')
-    np.testing.assert_array_equal(pixels, images._bilinear(halved, 32, 32))
-    whole = images._bilinear(tf.io.decode_jpeg(data, channels=3, dct_method='INTEGER_ACCURATE'), 32, 32)
-    expected, other = inference.probabilities(predictor)(np.stack([pixels, whole])).numpy()
-    assert np.abs(expected - other).max() > 1e-3
-    np.testing.assert_allclose(ask([data])['probabilities'][0], expected, atol=1e-5)
-    decoded, valid = signatures.decode_batch(tf.constant([data]), 32, 32)
-    np.testing.assert_array_equal(decoded[0], pixels)
-    assert valid.numpy().tolist() == [True]
+def test_every_signature_says_what_evaluation_says(session, good, predictor):
+    pixels, probabilities = expected(predictor, good)
+    for answer in session.images(good), session.ask('serving_pixels', {'images': pixels}):
+        np.testing.assert_allclose(answer['probabilities'], probabilities, atol=1e-5)
+        assert answer['valid'].all() and answer['error_code'].tolist() == [b''] * 3
+        assert [label.decode() for label in answer['label']] == [
+            predictor.classes.names[int(row[1] >= 0.5)] for row in probabilities]
+        np.testing.assert_array_equal(answer['score'], answer['probabilities'][:, 1])
+    classified = session.ask('classify', {'inputs': [warmup_requests.example(data) for data in good]})
+    np.testing.assert_allclose(classified['scores'], probabilities, atol=1e-5)
+    assert classified['classes'].tolist() == [[b'negative', b'positive']] * 3
+    described = session.ask('embedding', {'image_bytes': good})['embedding']
+    layer = predictor.model.get_layer('logits')
+    logits = described @ layer.kernel.numpy() + layer.bias.numpy()
+    np.testing.assert_allclose(1 / (1 + np.exp(-logits[:, 0])), probabilities[:, 1], atol=1e-5)
 
 
-BAD = {'empty': b'', 'text': b'no image at all', 'gif': b'GIF89a' + bytes(40), 'webp': b'RIFF\0\0\0\0WEBPVP8 ',
-       'bmp': b'BM' + bytes(60), 'jpeg header': images.JPEG_MAGIC + bytes(30),
-       'png header': images.PNG_MAGIC + bytes(9)}
+REFUSED = ('TIFF', 'GIF', 'WebP with alpha', 'animated WebP', 'palette BMP', '1-bit BMP')
 
 
-@pytest.mark.parametrize('bad', list(BAD.values()), ids=list(BAD))
-@pytest.mark.parametrize('place', [0, 1, 3])
-def test_a_bad_image_disturbs_no_other(ask, good, bad, place):
-    batch = [*good[:place], bad, *good[place:]]
-    alone, answer = ask(good), ask(batch)
-    assert answer['valid'].tolist() == [data is not bad for data in batch]
-    np.testing.assert_allclose(np.delete(answer['probabilities'], place, 0), alone['probabilities'], atol=1e-6)
-    assert answer['label'][place] == b'' and answer['score'][place] == 0
-    assert np.isfinite(answer['probabilities']).all()
+def test_every_odd_kind_is_answered_as_its_record_or_refused_by_a_code(session, predictor):
+    """In one batch, with every orientation."""
+    turned = {f'turned {n}': made.encoded(Image.fromarray(made.NOISE), 'JPEG', exif=made.exif(n)) for n in made.UPRIGHT}
+    files = {**made.KEPT, **turned, **{kind: data for kind, (data, _, _) in made.REMADE.items()}}
+    _, probabilities = expected(predictor, files.values())
+    answer = session.images(list(files.values()))
+    for kind, valid, code, got, wanted in zip(
+            files, answer['valid'], answer['error_code'], answer['probabilities'], probabilities, strict=True):
+        is_refused = any(name in kind for name in REFUSED)
+        assert valid == (not is_refused) and code.startswith(b'unsupported_' if is_refused else b''), kind
+        np.testing.assert_allclose(got, 0 if is_refused else wanted, atol=1e-5, err_msg=kind)
+    assert len({round(float(answer['score'][list(files).index(f'turned {n}')]), 5) for n in made.UPRIGHT}) > 4
 
 
-def test_a_truncated_image_is_bad(ask, good):
-    answer = ask([data[:-len(data) // 2] for data in good] + good)
-    assert answer['valid'].tolist() == [False] * 3 + [True] * 3
+BAD = {'empty': (b'', 'empty'), 'text': (b'no image at all', 'not_an_image'),
+       'gif': (b'GIF89a' + bytes(40), 'unsupported_gif'), 'jpeg header': (images.JPEG_MAGIC + bytes(30), 'truncated'),
+       'webp': (b'RIFF\0\0\0\0WEBPVP8 ' + bytes(40), 'damaged'), 'png': (images.PNG_MAGIC + bytes(9), 'damaged'),
+       'huge': (made.HUGE, 'too_large'), 'cut': (made.JPEG[:-300], 'truncated')}
+
+
+def test_bad_images_disturb_no_other(session, good):
+    for place in range(4):
+        batch = [*good[:place], *(data for data, _ in BAD.values()), *good[place:]]
+        alone, answer = session.images(good), session.images(batch)
+        bad = slice(place, place + len(BAD))
+        assert answer['error_code'][bad].tolist() == [code.encode() for _, code in BAD.values()]
+        assert answer['valid'].tolist() == [code == b'' for code in answer['error_code']]
+        np.testing.assert_allclose(np.delete(answer['probabilities'], bad, 0), alone['probabilities'], atol=1e-6)
+        assert not answer['score'][bad].any() and not answer['label'][bad].astype(bool).any()
+        described = session.ask('embedding', {'image_bytes': np.array(batch, object)})
+        assert described['error_code'].tolist() == answer['error_code'].tolist()
+        assert np.isfinite(answer['probabilities']).all() and not described['embedding'][bad].any()
+    given = [warmup_requests.example(b'x'), warmup_requests.example(good[0]), b'']
+    classified = session.ask('classify', {'inputs': given})
+    assert classified['scores'].sum(axis=1).round(4).tolist() == [0, 1, 0]
 
 
 @pytest.mark.parametrize('batch', [[], [b''], [b'', b'x']])
-def test_nothing_good(ask, batch):
-    answer = ask(batch)
+def test_nothing_good(session, batch):
+    answer = session.images(batch)
     assert {len(value) for value in answer.values()} == {len(batch)} and not answer['valid'].any()
+    pixels = session.ask('serving_pixels', {'images': np.zeros([0, 32, 32, 3], np.uint8)})
+    assert {len(value) for value in pixels.values()} == {0}
 
 
-def test_the_order_holds_in_a_large_batch(ask, good):
-    answer, alone = ask([good[i % 3] for i in range(100)]), ask(good)
+def test_the_order_holds_in_a_large_batch(session, good):
+    answer, alone = session.images([good[i % 3] for i in range(100)]), session.images(good)
     np.testing.assert_allclose(answer['probabilities'], alone['probabilities'][np.arange(100) % 3], atol=1e-5)
 
 
-def test_weights_are_stored_once(saved, predictor):
-    parameters = sum(v.numpy().nbytes for v in predictor.model.variables)
-    stored = sum(path.stat().st_size for path in (saved / 'variables').iterdir())
-    assert parameters < stored < 1.02 * parameters
+@pytest.mark.parametrize(('views', 'settings'), [(4, {}), (2, {'flip_horizontal': False})])
+def test_mirrored_views_are_averaged_in_the_graph_too(predictor, good, views, settings):
+    averaging = predictor._replace(config=dataclasses.replace(predictor.config, inference_views=views, **settings))
+    pixels, probabilities = expected(averaging, good)
+    answer = signatures.Servable(averaging).serving_pixels(tf.constant(pixels))
+    np.testing.assert_allclose(answer['probabilities'], probabilities, atol=1e-5)
+    assert np.abs(probabilities - inference.probabilities(predictor)(pixels)).max() > 1e-4
 
 
-def test_the_self_test_passes_and_can_fail(saved, predictor):
-    signatures.self_test(predictor, saved)
-    kernel = predictor.model.get_layer('logits').kernel
-    before = kernel.numpy()
-    kernel.assign(before + 1)
-    try:
-        with pytest.raises(RuntimeError, match='differs from the run'):
-            signatures.self_test(predictor, saved)
-    finally:
-        kernel.assign(before)
+def test_limits_are_those_that_were_asked_for(good):
+    limits = signatures.InputLimits(max_bytes=len(good[0]), max_pixels=40 * 48, max_side=48, max_side_ratio=2)
+    narrow, large = io.BytesIO(), io.BytesIO()
+    Image.new('RGB', (10, 21)).save(narrow, 'PNG')
+    Image.new('RGB', (49, 25)).save(large, 'PNG')
+    data = [good[0], good[0] + b'x', narrow.getvalue(), large.getvalue()]
+    codes = signatures.decode_batch(tf.constant(data), 32, 32, limits)[1]
+    assert [source_decode.CODES[code] for code in codes] == ['', 'too_large', 'too_narrow', 'too_large']
 
 
-def test_bfloat16_runs_export_too(copied_run, tmp_path):
-    config = dataclasses.replace(run_dir.read_config(copied_run), inference_precision='bfloat16')
-    (copied_run / 'run.flags').write_text(cli.to_flagfile(config))
-    predictor = inference.load(copied_run)
-    (tmp_path / 'saved').mkdir()
-    signatures.save(predictor, tmp_path / 'saved')
-    signatures.self_test(predictor, tmp_path / 'saved')
+def test_outputs_have_the_batch_first_and_names_that_rest_can_carry(exported):
+    graph = tf.compat.v1.saved_model.loader.load
+    with tf.Graph().as_default(), tf.compat.v1.Session() as session:
+        definitions = graph(session, ['serve'], str(exported)).signature_def
+    assert definitions['classify'].method_name == 'tensorflow/serving/classify'
+    for name in signatures.NAMES:
+        for output, info in definitions[name].outputs.items():
+            assert info.tensor_shape.dim[0].size == -1, (name, output)
+            assert not output.endswith('_bytes'), 'base64 in TF Serving\'s REST'
+    assert definitions['embedding'].outputs['embedding'].tensor_shape.dim[1].size == 16
 
 
-@pytest.mark.parametrize(('views', 'settings'), [(4, {}), (2, {}), (2, {'flip_horizontal': False})])
-def test_mirrored_views_export_too(copied_run, tmp_path, good, views, settings):
-    config = dataclasses.replace(run_dir.read_config(copied_run), inference_views=views, **settings)
-    (copied_run / 'run.flags').write_text(cli.to_flagfile(config))
-    predictor = inference.load(copied_run)
-    (tmp_path / 'saved').mkdir()
-    signatures.save(predictor, tmp_path / 'saved')
-    signatures.self_test(predictor, tmp_path / 'saved')
-    pixels = np.stack([images.decode(data, 32, 32).numpy() for data in good])
-    served = tf.saved_model.load(str(tmp_path / 'saved')).signatures['serving_default'](image_bytes=tf.constant(good))
-    np.testing.assert_allclose(served['probabilities'], inference.probabilities(predictor)(pixels), atol=1e-5)
-    plain = inference.probabilities(predictor._replace(config=dataclasses.replace(config, inference_views=1)))(pixels)
-    assert np.abs(served['probabilities'] - plain).max() > 1e-4
-    with pytest.raises(RuntimeError, match='differs from the run'):
-        signatures.self_test(predictor._replace(config=dataclasses.replace(config, inference_views=1)),
-                             tmp_path / 'saved')
+@pytest.mark.parametrize(('dtype', 'share'), [('float32', 1.02), ('bfloat16', 0.51)])
+def test_weights_are_stored_once(tmp_path, dtype, share):
+    config = TrainConfig(records='RECORDS', run_dir='RUN', weights='none', image_size='32')
+    classes = model.Classes(['a', 'b', 'c'], None)
+    network = model.build(config, classes, 'float32').model
+    signatures.save(inference.Predictor(None, config, {}, classes, network), tmp_path, weights_dtype=dtype)
+    parameters = sum(variable.numpy().nbytes for variable in network.variables)
+    stored = sum(path.stat().st_size for path in (tmp_path / 'variables').iterdir())
+    assert (share - 0.02) * parameters < stored < share * parameters
 
 
-def test_outputs_have_the_batch_first_and_names_that_rest_can_carry(saved):
-    signature = tf.saved_model.load(str(saved)).signatures['serving_default']
-    assert all(spec.shape[0] is None for spec in signature.structured_outputs.values())
-    assert not any(name.endswith('_bytes') for name in signature.structured_outputs)  # base64 in TF Serving's REST
+def test_bfloat16_runs_export_too(predictor, small_backbone):
+    network = model.build(predictor.config, predictor.classes, 'bfloat16').model
+    network.set_weights(predictor.model.get_weights())
+    half = predictor._replace(model=network)
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    answer = signatures.Servable(half).serving_pixels(tf.constant(pixels))
+    np.testing.assert_allclose(answer['probabilities'], inference.probabilities(half)(pixels), atol=1e-5)
