@@ -7,7 +7,7 @@ find_python = for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$p && exit; done
 PYTHON ?= $(shell $(find_python))
 # tensorflow[and-cuda] is several gigabytes: only where a driver answers.
-EXTRAS := demo,dev$(shell nvidia-smi >/dev/null 2>&1 && echo ,cuda)
+EXTRAS := demo,serving,dev$(shell nvidia-smi >/dev/null 2>&1 && echo ,cuda)
 VENV := .venv
 RUN := $(VENV)/bin/python
 INSTALLED := $(VENV)/.installed

@@ -17,6 +17,8 @@ import tempfile
 import time
 from typing import Any
 
+import pytest
+
 _NAMES = ('chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable')
 _SECONDS = 60.0
 # Puts the pipes where the browser looks for them, whichever descriptors they had.
@@ -30,6 +32,13 @@ os.execv(sys.argv[3], sys.argv[3:])'''
 def find() -> str | None:
     """The path of a browser; None if there is none."""
     return next((path for name in _NAMES if (path := shutil.which(name))), None)
+
+
+def require() -> None:
+    """Skips the test if there is no browser, which is an error in CI."""
+    if find() is None:
+        assert 'CI' not in os.environ, 'no Chromium is installed'
+        pytest.skip('no Chromium is installed')
 
 
 class Browser:
@@ -53,10 +62,19 @@ class Browser:
             {'name': 'prefers-color-scheme', 'value': 'dark' if dark else 'light'},
             {'name': 'prefers-reduced-motion', 'value': 'reduce'}])
         self.call('Page.navigate', url=path.absolute().as_uri())
+        self.wait_for("document.readyState === 'complete'")
+
+    def wait_for(self, script: str) -> Any:
+        """The first value of a script that is true."""
         end = time.monotonic() + _SECONDS
-        while self.evaluate('document.readyState') != 'complete':
-            assert time.monotonic() < end, f'{path} is not shown'
+        while not (value := self.evaluate(script)):
+            assert time.monotonic() < end, f'{script}: did not come; {self.complaints()}'
             time.sleep(0.02)
+        return value
+
+    def complaints(self) -> list[dict[str, Any]]:
+        """Exceptions of the page's scripts, and what the browser logged of it."""
+        return [event for event in self.events if event.get('method') in ('Runtime.exceptionThrown', 'Log.entryAdded')]
 
     def evaluate(self, script: str) -> Any:
         """What a script of the test says of the page."""

@@ -150,7 +150,8 @@ def demo_images(tmp_path_factory):
 def test_real_photographs_with_real_weights(demo_images, tmp_path):
     run('tools/make_records.py', f'--input_dir={demo_images}', f'--output_dir={tmp_path}/records')
     train = run('-m', 'boardrec.train', '--flagfile=flags/vgg16.flags', f'--records={tmp_path}/records',
-                f'--run_dir={tmp_path}/run', '--epochs=4', '--batch_size=16')
+                f'--run_dir={tmp_path}/run', '--epochs=4', '--batch_size=16', '--image_size=224', '--cached_views=1',
+                '--inference_views=2')
     assert '120 training and 30 validation records' in train.stdout
     run('-m', 'boardrec.evaluate', f'--run_dir={tmp_path}/run')
     metrics = json.loads((tmp_path / 'run/evaluation/test/metrics.json').read_text())

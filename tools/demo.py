@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import statistics
 import subprocess
 import sys
@@ -25,7 +26,7 @@ class DemoConfig:
 
 
 def main(config: DemoConfig) -> None:
-    """Fetches solar-cell photographs and VGG16 weights, converts, trains, evaluates, exports and asks the export."""
+    """Fetches solar-cell photographs and VGG16 weights, converts, trains, evaluates, exports and serves the export."""
     demo = pathlib.Path(os.path.relpath(config.demo_dir, ROOT))
     os.chdir(ROOT)  # so that each command line below can be repeated as it is printed
     demo.mkdir(parents=True, exist_ok=True)
@@ -39,12 +40,11 @@ def main(config: DemoConfig) -> None:
         '3/7  images to records', 'tools/make_records.py', f'--input_dir={images}', f'--output_dir={records}')
     _stage('4/7  training: the frozen layers once for each image, then the trained ones each epoch',
            '-m', 'boardrec.train', '--flagfile=flags/vgg16.flags', f'--records={records}', f'--run_dir={run}')
-    _stage('5/7  evaluation on the test split, in float32',
+    _stage('5/7  evaluation on the test split, in float32, each image and its mirrored copy',
            '-m', 'boardrec.evaluate', f'--run_dir={run}', '--split=test')
     _stage('6/7  export for TF Serving', '-m', 'boardrec.export', f'--run_dir={run}', f'--export_dir={models}')
-    progress.say('\n== 7/7  the exported signature on one image')
     export = max((path for path in models.iterdir() if path.name.isdecimal()), key=lambda path: int(path.name))
-    _ask(export, min((images / 'test' / 'positive').iterdir()))
+    _ask(models, min((images / 'test' / 'positive').iterdir()))
     seconds = time.perf_counter() - start
     progress.say(f'\n== done in {seconds // 60:.0f} min {seconds % 60:.0f} s')
     progress.say(_summary(demo, export, None if converted else conversion))
@@ -60,13 +60,18 @@ def _stage(title: str, *arguments: str) -> float:
     return time.perf_counter() - start
 
 
-def _ask(export: pathlib.Path, image: pathlib.Path) -> None:
-    progress.import_tensorflow()
-    import tensorflow as tf
-    signature = tf.saved_model.load(str(export)).signatures['serving_default']
-    answer = signature(image_bytes=tf.constant([image.read_bytes()]))
-    label, score = answer['label'].numpy()[0].decode(), answer['score'].numpy()[0]
-    progress.say(f'{image}: {label}, probability of a defect {score:.3f}')
+def _ask(models: pathlib.Path, image: pathlib.Path) -> None:
+    """Serves the export for as long as the answer for one image takes."""
+    serve = ['-m', 'boardrec.serve', f'--model_dir={models}']
+    progress.say(f'\n== 7/7  the export, served: one image\n   python {" ".join(serve)}')
+    with subprocess.Popen([sys.executable, *serve, '--rest_port=0', '--grpc_port=0'], stdout=subprocess.PIPE,
+                          stderr=subprocess.DEVNULL, text=True) as server:
+        try:
+            address = re.search(r'http://([^/]+)/', server.stdout.readline())[1]
+            progress.say(server.stdout.readline().strip())
+            _stage('a client', 'tools/predict_client.py', f'--server={address}', f'--images={image}', '--output=-')
+        finally:
+            server.terminate()
 
 
 def _summary(demo: pathlib.Path, export: pathlib.Path, conversion: float | None) -> str:
@@ -91,7 +96,8 @@ def _summary(demo: pathlib.Path, export: pathlib.Path, conversion: float | None)
         f'images/s       {shown}',
         f'report         {run / "report" / "index.html"}',
         f'run            {run}',
-        f'export         {export}'])
+        f'export         {export}',
+        f'try it         python -m boardrec.serve --model_dir={export.parent}, then http://127.0.0.1:8501/'])
 
 
 if __name__ == '__main__':

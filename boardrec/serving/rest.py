@@ -1,0 +1,195 @@
+"""TF Serving's REST API, beside the page, health and metrics, as an ASGI app.
+
+https://www.tensorflow.org/tfx/serving/api_rest. What it does not say: 408 for a body that takes too long, 413 for one
+that is too large, 415 for an encoded one, 429 where too much waits, 504 where the answer takes too long. The body is
+{"error": ...} in each case.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+import contextlib
+import functools
+import re
+import time
+import traceback
+from typing import Any, NamedTuple
+import urllib.parse
+
+from starlette.applications import Starlette
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from boardrec.serving import json_tensors, messages, metrics, proto_tensors, upload_page
+from boardrec.serving.failure import Failure
+from boardrec.serving.metrics import Metrics
+from boardrec.serving.servable import REGRESS
+from boardrec.serving.service import Service, Spec
+
+# tensorflow/serving, http_rest_api_util.cc
+_ASK = re.compile(r'/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)', re.I)
+_LOOK = re.compile(r'/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?', re.I)
+_IN_THREAD_BYTES = 1 << 20  # bodies that take the loop more than a few milliseconds to parse
+_DISCARD_SECONDS = 10.0  # a client that is still sending does not read the answer
+
+
+class Limits(NamedTuple):
+    """What a request may take."""
+
+    body_bytes: int
+    seconds: float  # for its body to arrive
+
+
+def app(service: Service, measured: Metrics, limits: Limits) -> Starlette:
+    """The ASGI app."""
+    ask = functools.partial(_counted, measured, functools.partial(_ask_or_look, service, limits))
+
+    async def health(request: Request) -> Response:
+        return Response('ok\n', media_type='text/plain')
+
+    async def ready(request: Request) -> Response:
+        return Response('ready\n' if service.ready else 'not ready: no version is served, or the server is stopping\n',
+                        200 if service.ready else 503, media_type='text/plain')
+
+    async def prometheus(request: Request) -> Response:
+        return Response(measured.page(), media_type=metrics.CONTENT_TYPE)
+
+    async def shown(request: Request) -> Response:
+        return Response(upload_page.html(), headers=upload_page.headers(), media_type='text/html')
+
+    async def facts(request: Request) -> Response:
+        try:
+            return _json(json_tensors.dumps(service.facts()))
+        except Failure as refused:
+            return _error(refused)
+
+    return Starlette(routes=[
+        Route('/', shown), Route('/model.json', facts), Route('/healthz', health), Route('/readyz', ready),
+        Route(metrics.PATH, prometheus),
+        Route('/{path:path}', ask, methods=['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'HEAD'])])
+
+
+async def _counted(measured: Metrics, handler: Callable[[Request], Awaitable[bytes]],
+                   request: Request) -> Response:
+    """Whatever happens as a response, and counted."""
+    start, code = time.perf_counter(), 'OK'
+    method = _method_of(request)
+    try:
+        return _json(await handler(request))
+    except Failure as refused:
+        code = refused.code.name
+        return _error(refused)
+    except ClientDisconnect:
+        code = 'CANCELLED'
+        return Response(status_code=499)
+    except Exception as error:
+        code = 'INTERNAL'
+        traceback.print_exc()
+        return _error(Failure('INTERNAL', f'{type(error).__name__} in the server'))
+    finally:
+        measured.request('rest', method, code, time.perf_counter() - start)
+
+
+async def _ask_or_look(service: Service, limits: Limits, request: Request) -> bytes:
+    path = request.scope['raw_path'].decode('ascii', 'replace')
+    if not path.lower().startswith('/v1/'):
+        raise Failure('NOT_FOUND', f'Not Found: {path[:200]}')
+    if request.method == 'POST' and (match := _ASK.fullmatch(path)):
+        return await _ask(service, limits, request, _spec(match), match[4].lower())
+    if request.method == 'GET' and (match := _LOOK.fullmatch(path)):
+        return _look(service, _spec(match), bool(match[4]))
+    raise Failure('INVALID_ARGUMENT', f'Malformed request: {request.method} {path[:200]}')
+
+
+async def _ask(service: Service, limits: Limits, request: Request, spec: Spec, method: str) -> bytes:
+    with contextlib.ExitStack() as held:
+        body = await _read(service, limits, request, held)
+        parse = asyncio.to_thread if len(body) > _IN_THREAD_BYTES else _at_once
+        document = await parse(json_tensors.loads, body)
+        served = held.enter_context(service.use(spec))
+        signature = served.servable.signature(json_tensors.signature_name(document))
+        if method == 'predict':
+            inputs, in_rows = await parse(json_tensors.inputs_of, document, signature)
+            del document, body
+            return json_tensors.answer(await service.run(served, signature, inputs), in_rows)
+        if method == 'regress':
+            if signature.method != REGRESS:
+                raise Failure('INVALID_ARGUMENT', f'Expected regression signature method_name to be {REGRESS}. '
+                              f'Was: {signature.method}')
+            raise Failure('UNIMPLEMENTED', 'boardrec.serve does not regress; TF Serving does')
+        name = proto_tensors.check_classifies(signature)
+        examples = proto_tensors.examples_of(proto_tensors.input_of_json(document))
+        return proto_tensors.classification_json(await service.run(served, signature, {name: examples}))
+
+
+def _look(service: Service, spec: Spec, metadata: bool) -> bytes:
+    if not spec.name:
+        raise Failure('INVALID_ARGUMENT', 'Missing model name in request.')
+    if not metadata:
+        return json_tensors.dumps(messages.as_document(messages.model_status(service.statuses(spec))))
+    with service.use(spec) as served:
+        return json_tensors.dumps(messages.model_metadata_json(spec.name, served.servable))
+
+
+async def _at_once(function: Callable[..., Any], *args: Any) -> Any:
+    return function(*args)
+
+
+def _spec(match: re.Match) -> Spec:
+    if match[2] and int(match[2]) >= 2**63:
+        raise Failure('INVALID_ARGUMENT', f'Failed to convert version: {match[2][:100]} to numeric.')
+    return Spec(urllib.parse.unquote(match[1] or ''), int(match[2]) if match[2] else None,
+                urllib.parse.unquote(match[3]) if match[3] else None)
+
+
+async def _read(service: Service, limits: Limits, request: Request, held: contextlib.ExitStack) -> bytes:
+    """The body, its bytes held until `held` is closed."""
+    if request.headers.get('content-encoding', 'identity') != 'identity':
+        raise Failure('INVALID_ARGUMENT', 'Content-Encoding is not taken: send the body as it is', 415)
+    declared = request.headers.get('content-length', '0')
+    chunks, size = [], 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            if not declared.isdecimal() or int(declared) <= limits.body_bytes:
+                async for chunk in request.stream():
+                    size += len(chunk)
+                    if size > limits.body_bytes:
+                        break
+                    held.enter_context(service.hold(len(chunk)))
+                    chunks.append(chunk)
+                else:
+                    return b''.join(chunks)
+    except TimeoutError:
+        raise Failure('DEADLINE_EXCEEDED', f'the body did not arrive within {limits.seconds:g} s', 408) from None
+    chunks.clear()
+    await _discard(request)
+    raise Failure('RESOURCE_EXHAUSTED', f'the body has more than --max_request_mib={limits.body_bytes >> 20} MiB', 413)
+
+
+async def _discard(request: Request) -> None:
+    """Reads on where the client sends on, or it would see a broken connection in place of the answer."""
+    if request.headers.get('expect', '').lower() == '100-continue':
+        return
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_DISCARD_SECONDS):
+            async for _ in request.stream():
+                pass
+
+
+def _method_of(request: Request) -> str:
+    """For the counters: few names, whatever is asked."""
+    match = _ASK.fullmatch(request.scope['path'])
+    if match:
+        return match[4].lower()
+    match = _LOOK.fullmatch(request.scope['path'])
+    return 'other' if not match else 'metadata' if match[4] else 'status'
+
+
+def _json(body: bytes, status: int = 200) -> Response:
+    # A request that was refused may have been read in part only.
+    headers = {'Connection': 'close'} if status in (408, 413, 415, 429) else None
+    return Response(body, status, headers, 'application/json')
+
+
+def _error(refused: Failure) -> Response:
+    return _json(json_tensors.dumps({'error': refused.message}), refused.http_status)

@@ -1,0 +1,142 @@
+"""One process that serves a model by REST and gRPC, from its ports to its shutdown."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+import contextlib
+import errno
+import math
+import os
+import signal
+import socket
+import sys
+import threading
+from typing import Any, NamedTuple
+
+import uvicorn
+
+from boardrec.config import ServeConfig
+from boardrec.serving import grpc_api, http_protocol, ports, rest, versions
+from boardrec.serving.batching import Batcher
+from boardrec.serving.metrics import Metrics
+from boardrec.serving.servable import Servable
+from boardrec.serving.service import Service
+from boardrec.serving.warmup import warm_up
+
+_MAX_CONNECTIONS = 4096
+_HEALTH_SECONDS = 0.2
+
+
+class Ports(NamedTuple):
+    """Where a server is reached."""
+
+    rest: int
+    grpc: int
+
+
+async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
+              started: Callable[[Ports], None] = lambda _: None) -> None:
+    """Serves until `stop` is set; then takes no more connections, ends the requests under way, and returns.
+
+    `listener` is bound to the REST port. `started` hears of the ports once both answer. Raises UserError if the gRPC
+    port is taken.
+    """
+    measured, told = Metrics(), grpc_api.Health()
+    batcher = Batcher(max_batch_size=config.max_batch_size, wait_seconds=config.batch_wait_ms / 1000,
+                      in_flight=config.batches_in_flight, max_queued=config.max_queued, metrics=measured)
+    served = versions.Versions(versions.require_folder(config.model_dir), name=name_of(config), load=_load,
+                               keep=config.keep, labels=config.labels())
+    measured.watch(lambda: batcher.queued, lambda: served.available)
+    service = Service(served, batcher, request_seconds=config.request_seconds, max_held_bytes=config.max_held_mib << 20)
+    max_bytes = config.max_request_mib << 20
+    rpc = grpc_api.make_server(service, measured, told, max_bytes=max_bytes, max_calls=_MAX_CONNECTIONS)
+    grpc_port = _add_port(rpc, config)
+    web = _WebServer(uvicorn.Config(
+        rest.app(service, measured, rest.Limits(max_bytes, config.request_seconds)), http=http_protocol.PatientProtocol,
+        ws='none', lifespan='off', log_config=None, log_level='critical', access_log=False, server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS, timeout_graceful_shutdown=math.ceil(config.drain_seconds)))
+    watcher = threading.Thread(target=served.watch, args=(config.poll_seconds,), daemon=True)
+    await told.set(False)
+    await rpc.start()
+    listening = asyncio.create_task(web.serve(sockets=[listener]))
+    stopped = asyncio.create_task(stop.wait())
+    health = asyncio.create_task(_tell_health(service, told))
+    try:
+        while not web.started and not listening.done():
+            await asyncio.sleep(0.01)
+        started(Ports(listener.getsockname()[1], grpc_port))
+        watcher.start()
+        await asyncio.wait({stopped, listening}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        service.stopping = True
+        health.cancel()
+        stopped.cancel()
+        await told.set(False)
+        web.should_exit = True
+        await asyncio.gather(rpc.stop(config.drain_seconds), listening)
+        await asyncio.to_thread(_close, served, watcher, batcher)
+
+
+def name_of(config: ServeConfig) -> str:
+    """The model's name in requests."""
+    return config.model_name or os.path.basename(os.path.abspath(config.model_dir))
+
+
+@contextlib.contextmanager
+def listen(stop: asyncio.Event) -> Iterator[list[int]]:
+    """Sets `stop` at SIGINT or SIGTERM, whose number joins the list; a second signal ends the process at once."""
+    loop, heard = asyncio.get_running_loop(), []
+
+    def hear(number: int) -> None:
+        if heard:
+            os._exit(128 + number)
+        heard.append(number)
+        stop.set()
+        print('stopping once the requests under way are answered; once more ends it at once', file=sys.stderr)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    for number in numbers:
+        loop.add_signal_handler(number, hear, number)
+    try:
+        yield heard
+    finally:
+        for number in numbers:
+            loop.remove_signal_handler(number)
+
+
+class _WebServer(uvicorn.Server):
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leaves signals to `listen`, for REST and gRPC together."""
+        yield
+
+
+def _load(folder: Any, version: int) -> Servable:
+    servable = Servable(folder, version)
+    try:
+        warm_up(servable)
+    except Exception:
+        servable.close()
+        raise
+    return servable
+
+
+def _close(served: versions.Versions, watcher: threading.Thread, batcher: Batcher) -> None:
+    batcher.close()
+    served.stop()
+    if watcher.ident:  # it was started
+        watcher.join()
+    served.close()
+
+
+async def _tell_health(service: Service, told: grpc_api.Health) -> None:
+    while True:
+        await told.set(service.ready)
+        await asyncio.sleep(_HEALTH_SECONDS)
+
+
+def _add_port(rpc: Any, config: ServeConfig) -> int:
+    host = f'[{config.host}]' if ':' in config.host else config.host
+    try:
+        return rpc.add_insecure_port(f'{host}:{config.grpc_port}')
+    except RuntimeError:
+        raise ports.refused(config, 'grpc_port', config.grpc_port, OSError(errno.EADDRINUSE, '')) from None
