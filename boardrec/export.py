@@ -13,7 +13,6 @@ from boardrec.data import records
 from boardrec.training import run_dir
 
 BATCHING = 'batching_params.pbtxt'
-_COMPARED = 1000  # records at most, for --weights_dtype and --serving_precision
 _LARGEST_DIFFERENCE, _LEAST_AGREEMENT = 0.02, 0.995
 
 
@@ -107,14 +106,11 @@ def _narrowed(config: ExportConfig, predictor: Any) -> tuple[Any, dict[str, Any]
         progress.say(f'note: {predictor.config.records}: the records that the run was trained on are not there, so '
                      f'{asked} is not compared with the run')
         return served, None
-    ids = record_set.split_range(split)
-    count = min(len(ids), _COMPARED)
-    chosen = [ids[number * len(ids) // count] for number in range(count)]  # evenly spaced
-    exact = _probabilities(predictor, record_set, split, chosen, may_be_kept=True)
-    narrow = _probabilities(served, record_set, split, chosen, may_be_kept=False)
+    exact = _probabilities(predictor, record_set, split, may_be_kept=True)
+    narrow = _probabilities(served, record_set, split, may_be_kept=False)
     comparison = {'split': split, **weights.compare(predictor, exact, narrow)}
-    agreement = 1 - comparison['decisions_differ'] / count
-    found = (f'{asked}: on {count:,} records of {split} probabilities differ from the run by at most '
+    agreement = 1 - comparison['decisions_differ'] / len(exact)
+    found = (f'{asked}: on {len(exact):,} records of {split} probabilities differ from the run by at most '
              f'{comparison["max_difference"]:.2g}, and {agreement:.2%} of the decisions are the same')
     progress.say(found)
     if comparison['max_difference'] > _LARGEST_DIFFERENCE or agreement < _LEAST_AGREEMENT:
@@ -139,9 +135,8 @@ def _records(predictor: Any) -> tuple[str, records.RecordSet | None]:
     return split, record_set if split else None
 
 
-def _probabilities(predictor: Any, record_set: records.RecordSet, split: str, chosen: list[int], *, may_be_kept: bool
-                   ) -> Any:
-    """Calibrated probabilities float32 [N, C] of the chosen records; those that evaluate has kept cost nothing."""
+def _probabilities(predictor: Any, record_set: records.RecordSet, split: str, *, may_be_kept: bool) -> Any:
+    """Calibrated probabilities float32 [N, C] of a split's records; those that evaluate has kept cost nothing."""
     import numpy as np
 
     from boardrec.data import input_pipeline
@@ -149,11 +144,11 @@ def _probabilities(predictor: Any, record_set: records.RecordSet, split: str, ch
     ids = record_set.split_range(split)
     kept, _ = uncalibrated.read(predictor, split, record_set.manifest.fingerprint, len(ids))
     if may_be_kept and kept is not None:
-        return inference.calibrate(kept[np.array(chosen) - ids.start], predictor.temperature).numpy()
+        return inference.calibrate(kept, predictor.temperature).numpy()
     function = inference.probabilities(predictor)
     dataset = input_pipeline.view_dataset(
-        record_set, split, [chosen], image_size=predictor.config.height_width(), batch_size=32)
-    with progress.bar(f'comparing weights on {split}', total=len(chosen), unit='images') as bar:
+        record_set, split, [ids], image_size=predictor.config.height_width(), batch_size=32)
+    with progress.bar(f'comparing weights on {split}', total=len(ids), unit='images') as bar:
         rows = []
         with input_pipeline.naming_damage(record_set):
             for batch in dataset:

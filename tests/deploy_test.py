@@ -48,7 +48,7 @@ def test_the_other_configurations_hold_known_fields():
     """Of session_bundle_config.proto and monitoring_config.proto, which tensorflow-serving-api lacks."""
     batching = (DEPLOY / 'batching.config').read_text()
     fields = dict(re.findall(r'^(\w+) \{ value: (\d+) \}$', batching, re.MULTILINE))
-    assert fields.keys() == {'max_batch_size', 'batch_timeout_micros', 'max_enqueued_batches', 'num_batch_threads'}
+    assert fields.keys() == {'num_batch_threads'}, 'the others are ignored: a version has its own'
     assert re.search(r'prometheus_config \{\s+enable: true\s+path: "/monitoring/prometheus/metrics"\s+\}',
                      (DEPLOY / 'monitoring.config').read_text())
 
@@ -59,6 +59,7 @@ def test_compose_and_kubernetes_run_the_same_server_without_rights():
     container, = pod['containers']
     assert service['image'] == container['image'] == 'tensorflow/serving:2.20.0'
     assert service['command'] == container['args']
+    assert '--enable_per_model_batching_parameters=true' in service['command']
     assert service['read_only'] and container['securityContext']['readOnlyRootFilesystem']
     assert pod['securityContext']['runAsNonRoot'] and service['user'].startswith('65534')
     assert all(volume.endswith(':ro') for volume in service['volumes'])

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from boardrec.config import UserError
@@ -19,9 +20,9 @@ _REMOVED = 'removed'  # the temporary folder that versions are removed in
 
 
 def versions(export_dir: pathlib.Path) -> list[int]:
-    """The versions that are there, ascending."""
+    """The versions that are there, ascending. A folder 007 is none, though TF Serving would load it as 7."""
     found = export_dir.iterdir() if export_dir.is_dir() else ()
-    return sorted(int(path.name) for path in found if path.name.isdecimal() and path.is_dir())
+    return sorted(int(path.name) for path in found if re.fullmatch('0|[1-9][0-9]*', path.name) and path.is_dir())
 
 
 def find(export_dir: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path | None:
