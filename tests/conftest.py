@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import pathlib
 import shutil
@@ -29,6 +30,27 @@ def photograph(random, number):
     top, left = random.integers(0, height // 2), random.integers(0, width // 2)
     pixels[top:top + height // 3, left:left + width // 3] *= 0.5
     return np.clip(pixels + random.normal(0, 12, pixels.shape), 0, 255).astype(np.uint8)
+
+
+@pytest.fixture(scope='session')
+def made_once(tmp_path_factory):
+    """A function from (name, make) to a folder that make(folder) has filled, in the first test process that needs it."""
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base) / 'shared'
+    shared.mkdir(exist_ok=True)
+
+    def get(name, make):
+        folder, done = shared / name, shared / f'{name}.done'
+        with open(shared / f'{name}.lock', 'w') as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not done.exists():
+                shutil.rmtree(folder, ignore_errors=True)
+                folder.mkdir()
+                make(folder)
+                done.touch()
+        return folder
+
+    return get
 
 
 @pytest.fixture(scope='session')
@@ -78,17 +100,15 @@ def convert_here():
 
 
 @pytest.fixture(scope='session')
-def source_images(image_folder):
+def source_images(image_folder, made_once):
     """The folder that `record_set_path` was converted from: 120 images of two classes."""
-    return image_folder({'negative': 60, 'positive': 60})
+    return made_once('images', lambda folder: image_folder({'negative': 60, 'positive': 60}, folder=folder))
 
 
 @pytest.fixture(scope='session')
-def record_set_path(source_images, convert_here, tmp_path_factory):
+def record_set_path(source_images, convert_here, made_once):
     """A record set of 120 images, split by hash, several shards in train. Shared: never change it, copy it."""
-    folder = tmp_path_factory.mktemp('records') / 'records'
-    convert_here(source_images, folder)
-    return folder
+    return made_once('records', lambda folder: convert_here(source_images, folder))
 
 
 @pytest.fixture
@@ -162,23 +182,29 @@ def small_backbone(monkeypatch):
 
 
 @pytest.fixture(scope='session')
-def finished_run(train_config, record_set_path):
+def finished_run(train_config, record_set_path, made_once):
     """The folder of a finished run on `record_set_path`. Shared: never change it, copy it."""
     from boardrec.training import fit
-    config = train_config(epochs=5, precision='float32')
-    fit.fit(config, records.open_record_set(record_set_path))
-    return pathlib.Path(config.run_dir)
+
+    def make(folder):
+        config = train_config(run_dir=str(folder), epochs=5, precision='float32')
+        fit.fit(config, records.open_record_set(record_set_path))
+
+    return made_once('finished_run', make)
 
 
 @pytest.fixture(scope='session')
-def small_run_path(train_config, record_set_path):
+def small_run_path(train_config, record_set_path, made_once):
     """The folder of a finished run of the small backbone, which takes a tenth of `finished_run`."""
     from boardrec.training import fit
-    config = train_config(backbone='xception', trainable_layers=9, learning_rate=0.01, precision='float32',
-                          feature_cache='off')
-    with _small_backbone_known():
-        fit.fit(config, records.open_record_set(record_set_path))
-    return pathlib.Path(config.run_dir)
+
+    def make(folder):
+        config = train_config(run_dir=str(folder), backbone='xception', trainable_layers=9, learning_rate=0.01,
+                              precision='float32', feature_cache='off')
+        with _small_backbone_known():
+            fit.fit(config, records.open_record_set(record_set_path))
+
+    return made_once('small_run', make)
 
 
 @pytest.fixture(scope='module')
@@ -217,13 +243,15 @@ def predictor(small_run_path):
 
 
 @pytest.fixture(scope='session')
-def exported(small_run_path, tmp_path_factory):
+def exported(small_run_path, made_once):
     """A version, exported from that run. Shared: never change it, copy it."""
     from boardrec import export
-    folder = tmp_path_factory.mktemp('models') / 'boardrec'
-    with _small_backbone_known():
-        export.main(ExportConfig(run_dir=str(small_run_path), export_dir=str(folder)))
-    return folder / '1'
+
+    def make(folder):
+        with _small_backbone_known():
+            export.main(ExportConfig(run_dir=str(small_run_path), export_dir=str(folder / 'boardrec')))
+
+    return made_once('models', make) / 'boardrec' / '1'
 
 
 @pytest.fixture(scope='session')
