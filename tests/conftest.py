@@ -34,7 +34,7 @@ def photograph(random, number):
 
 @pytest.fixture(scope='session')
 def made_once(tmp_path_factory):
-    """A function from (name, make) to a folder that make(folder) has filled, in the first test process that needs it."""
+    """A function from (name, make) to a folder that make(folder) fills, once for all test processes."""
     base = tmp_path_factory.getbasetemp()
     shared = (base.parent if os.environ.get('PYTEST_XDIST_WORKER') else base) / 'shared'
     shared.mkdir(exist_ok=True)

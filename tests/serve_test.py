@@ -87,7 +87,8 @@ def test_answers_do_not_wait_for_acknowledgements(tmp_path):
         assert listener.proto == socket.IPPROTO_TCP
 
 
-@pytest.mark.parametrize(('number', 'status'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(('number', 'status'), [
+    (signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.long)])
 def test_a_signal_ends_it_once_the_request_under_way_is_answered(tmp_path, number, status):
     require_serving()
     folder = tmp_path / 'boardrec'

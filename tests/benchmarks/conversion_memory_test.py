@@ -3,6 +3,8 @@
 import pathlib
 import sys
 
+import pytest
+
 sys.path.insert(0, str(pathlib.Path(__file__).parents[2] / 'benchmarks'))
 import conversion_memory
 from conversion_memory import ConversionMemoryConfig
@@ -14,6 +16,7 @@ def test_it_writes_as_many_files_as_wanted(tmp_path, monkeypatch):
     assert len(list(tmp_path.rglob('*.jpg'))) == 1301 and len(list(tmp_path.glob('*/*'))) == 6
 
 
+@pytest.mark.long
 def test_it_says_what_a_conversion_took(tmp_path, capsys):
     conversion_memory.main(ConversionMemoryConfig(count='40', folder=str(tmp_path)))
     line, = [line for line in capsys.readouterr().out.splitlines() if line.startswith('40 files of ')]

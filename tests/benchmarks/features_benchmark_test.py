@@ -13,6 +13,7 @@ import features_benchmark as benchmark
 from features_benchmark import FeaturesBenchmarkConfig
 
 
+@pytest.mark.long
 def test_each_round_gives_both_ratios(record_set_path, tmp_path, capsys):
     recipe = tmp_path / 'small.flags'
     recipe.write_text('--weights=none\n--image_size=32\n--batch_size=8\n--precision=float32\n')

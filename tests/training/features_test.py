@@ -22,7 +22,8 @@ MIRRORED = Views(count=3, seed=5, flip_horizontal=True, flip_vertical=True, crop
 COMMON = {'batch_size': 16, 'pad_multiple': 16}  # full batches: one compilation
 SHUFFLE = {'seed': 3, 'shuffle_records': 64}
 # Each backbone with a cut in the midst of its branches, at its smallest size.
-BRANCHING = [('vgg16', 4, 32), ('vgg19', 6, 32), ('resnet50', 9, 32), ('inception_v3', 20, 75), ('xception', 12, 71)]
+BRANCHING = [('vgg16', 4, 32), ('vgg19', 6, 32), ('resnet50', 9, 32), ('xception', 12, 71),
+             pytest.param('inception_v3', 20, 75, marks=pytest.mark.long)]
 
 
 @pytest.fixture(scope='module')

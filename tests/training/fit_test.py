@@ -423,6 +423,7 @@ def test_images_that_were_stored_in_the_size_of_training_are_trained_on(
                                     trainable_layers=5, epochs=1, precision='float32')))
 
 
+@pytest.mark.long
 def test_a_run_goes_on_with_another_memory_for_the_pipeline(train_config, monkeypatch):
     config = train_config(feature_cache='off', pipeline_ram_mb=64)
     whole = train(config)

@@ -70,9 +70,9 @@ GROUPS = {'feature_cache': 'memory', 'steps_per_call': 4, 'precision': 'bfloat16
 
 
 @pytest.mark.parametrize(('settings', 'moment'), [
-    (IMAGES, 9), (TWO_PHASES, 4), pytest.param(IMAGES, 4, marks=pytest.mark.long),
-    pytest.param(TWO_PHASES, 9, marks=pytest.mark.long), pytest.param(GROUPS, 2, marks=pytest.mark.long),
-    pytest.param(GROUPS, 4, marks=pytest.mark.long)])
+    (TWO_PHASES, 4), pytest.param(IMAGES, 4, marks=pytest.mark.long),
+    pytest.param(IMAGES, 9, marks=pytest.mark.long), pytest.param(TWO_PHASES, 9, marks=pytest.mark.long),
+    pytest.param(GROUPS, 2, marks=pytest.mark.long), pytest.param(GROUPS, 4, marks=pytest.mark.long)])
 def test_left_in_the_middle_of_an_epoch_and_entered_again_it_is_the_same_run(
         small_config, monkeypatch, capsys, settings, moment):
     config = small_config(checkpoint_every_steps=2, **settings)
