@@ -19,6 +19,7 @@ from boardrec.serving import ports
 ROOT = pathlib.Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / 'tests' / 'serving'))
 import served_models  # noqa: E402
+import servers  # noqa: E402
 from servers import require_serving  # noqa: E402
 
 
@@ -104,7 +105,11 @@ def test_a_signal_ends_it_once_the_request_under_way_is_answered(tmp_path, numbe
         said = server.stdout.readline()
         if number == signal.SIGTERM:
             assert said.startswith('boardrec version 1 is served; loaded in ')
-            assert ask_slowly(int(address.split(':')[2].split('/')[0]), server, number) == 200
+            server.stdout.close()  # as `| head` does
+            served_models.save(folder, 2)
+            port = int(address.split(':')[2].split('/')[0])
+            servers.wait_until(lambda: is_served(port, 2))
+            assert ask_slowly(port, server, number) == 200
         else:
             assert said == f'{folder}: no version to serve yet; waiting for one\n'
             server.send_signal(number)
@@ -114,6 +119,16 @@ def test_a_signal_ends_it_once_the_request_under_way_is_answered(tmp_path, numbe
         server.communicate()
     assert server.returncode == status
     assert errors == 'stopping once the requests under way are answered; once more ends it at once\nInterrupted.\n'
+
+
+def is_served(port, version):
+    """Whether the server answers that a version is available."""
+    connection = http.client.HTTPConnection('127.0.0.1', port, timeout=30)
+    connection.request('GET', '/v1/models/boardrec')
+    answer = connection.getresponse().read()
+    connection.close()
+    return (str(version), 'AVAILABLE') in [
+        (one['version'], one['state']) for one in json.loads(answer)['model_version_status']]
 
 
 def ask_slowly(port, server, number):

@@ -66,8 +66,10 @@ class Batcher:
         with self._changed:
             if self._closed:
                 raise Failure('UNAVAILABLE', 'the server is shutting down')
-            # A request of more rows than may wait is let in if nothing does: it could never be otherwise.
-            if self._queued and self._queued + _cost(rows) > self._max_queued:
+            if rows > self._max_queued:
+                raise Failure('INVALID_ARGUMENT', f'the request has {rows} rows, more than --max_queued='
+                              f'{self._max_queued}: send it in parts')
+            if self._queued + _cost(rows) > self._max_queued:
                 raise Failure('RESOURCE_EXHAUSTED', f'{self._queued} rows wait already and {rows} more would exceed '
                               f'--max_queued={self._max_queued}; try again later')
             self._queues.setdefault(key, deque()).extend(parts)

@@ -29,11 +29,19 @@ def array_of(proto: Any, name: str, max_bytes: int) -> np.ndarray:
         sizes = [dim.size for dim in proto.tensor_shape.dim]
         if proto.tensor_shape.unknown_rank or len(sizes) > _MAX_RANK or min(sizes, default=0) < 0:
             raise ValueError('its shape is not known')
-        if math.prod(sizes) * max(dtype.size or 1, 1) > max_bytes:
+        if _bytes_of(proto, dtype, math.prod(sizes)) > max_bytes:
             raise ValueError(f'shape {sizes} takes more than {max_bytes} bytes')
         return tf.make_ndarray(proto)
     except (TypeError, ValueError, KeyError) as error:
         raise Failure('INVALID_ARGUMENT', f'input {name} is no valid tensor: {str(error)[:200]}') from None
+
+
+def _bytes_of(proto: Any, dtype: tf.DType, count: int) -> int:
+    """What `count` elements take in memory."""
+    if dtype != tf.string:
+        return count * max(dtype.size or 1, 1)
+    given = proto.string_val
+    return 8 * count + sum(map(len, given)) + max(count - len(given), 0) * (len(given[-1]) if given else 0)
 
 
 def fill(proto: Any, array: np.ndarray) -> None:
@@ -49,17 +57,18 @@ def fill(proto: Any, array: np.ndarray) -> None:
 
 
 def examples_of(given: Any) -> np.ndarray:
-    """The serialised Examples of an Input, each with the context's features. Raises Failure if there are none."""
+    """The serialised Examples of an Input, each with those features of the context that it has not itself.
+
+    Raises Failure if there are none.
+    """
     kind = given.WhichOneof('kind')
     examples = getattr(given, kind).examples if kind else []
     if not examples:
         raise Failure('INVALID_ARGUMENT', 'Input is empty.')
-    if kind == 'example_list_with_context':
-        for example in examples:
-            for name, feature in given.example_list_with_context.context.features.feature.items():
-                example.features.feature[name].CopyFrom(feature)
+    # Of two features of a name the later one counts: TF Serving puts these behind each other too (servables/util.cc).
+    context = given.example_list_with_context.context.SerializeToString() if kind != 'example_list' else b''
     array = np.empty(len(examples), object)
-    array[:] = [example.SerializeToString() for example in examples]
+    array[:] = [context + example.SerializeToString() for example in examples]
     return array
 
 

@@ -16,6 +16,7 @@ from boardrec.config import UserError
 from boardrec.data import files
 
 METADATA = 'metadata.json'
+GRAPH = 'saved_model.pb'
 _REMOVED = 'removed'  # the temporary folder that versions are removed in
 
 
@@ -96,8 +97,13 @@ def _require_place(export_dir: pathlib.Path) -> None:
     if foreign and not versions(export_dir):
         raise UserError(f'--export_dir={export_dir} holds {min(foreign)} and no version of a model: '
                         'name another folder.')
-    if set(str(export_dir.absolute())) & set('[]*?'):
-        raise UserError(f'--export_dir={export_dir}: TensorFlow loads no model from a path with one of []*? in it.')
+    require_loadable(export_dir, 'export_dir')
+
+
+def require_loadable(folder: pathlib.Path, flag: str) -> None:
+    """Raises UserError if TensorFlow takes the path that a flag names for a pattern."""
+    if set(str(folder.absolute())) & set('[]*?'):
+        raise UserError(f'--{flag}={folder}: TensorFlow loads no model from a path with one of []*? in it.')
 
 
 def _sums(folder: pathlib.Path) -> dict[str, dict[str, Any]]:

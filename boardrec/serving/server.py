@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import uvicorn
 
+from boardrec import progress
 from boardrec.config import ServeConfig
 from boardrec.serving import grpc_api, http_protocol, ports, rest, versions
 from boardrec.serving.batching import Batcher
@@ -44,7 +45,7 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
     batcher = Batcher(max_batch_size=config.max_batch_size, wait_seconds=config.batch_wait_ms / 1000,
                       in_flight=config.batches_in_flight, max_queued=config.max_queued, metrics=measured)
     served = versions.Versions(versions.require_folder(config.model_dir), name=name_of(config), load=_load,
-                               keep=config.keep, labels=config.labels())
+                               keep=config.keep, labels=config.labels(), say=say)
     measured.watch(lambda: batcher.queued, lambda: served.available)
     service = Service(served, batcher, request_seconds=config.request_seconds, max_held_bytes=config.max_held_mib << 20)
     max_bytes = config.max_request_mib << 20
@@ -74,6 +75,14 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
         web.should_exit = True
         await asyncio.gather(rpc.stop(config.drain_seconds), listening)
         await asyncio.to_thread(_close, served, watcher, batcher)
+
+
+def say(text: str) -> None:
+    """Prints a line, to nobody where the reader has gone (`python -m boardrec.serve ... | head`)."""
+    try:
+        progress.say(text)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def name_of(config: ServeConfig) -> str:

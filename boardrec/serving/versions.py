@@ -1,8 +1,9 @@
 """The versions that are served: watched in their folder, loaded, swapped without dropping a request, and freed.
 
 Served are the newest `keep` versions of those that can be loaded, and those that a label names. One that cannot be
-loaded is told of once and tried again when its folder changes; meanwhile older ones go on. An old version goes when the
-newer one is ready, its last request has its answer, and its memory is freed then.
+loaded is told of once and tried again when its folder changes; meanwhile older ones go on. One whose folder has changed
+(removed, and its number given to another export) is loaded again. An old version goes when the newer one is ready, its
+last request has its answer, and its memory is freed then.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -17,8 +18,8 @@ from boardrec import progress
 from boardrec.config import UserError
 from boardrec.serving import failure, publish
 from boardrec.serving.failure import Failure
+from boardrec.serving.publish import GRAPH
 
-GRAPH = 'saved_model.pb'
 START, LOADING, AVAILABLE, UNLOADING, END = 10, 20, 30, 40, 50  # tensorflow.serving.ModelVersionStatus.State
 
 
@@ -32,8 +33,9 @@ class Status(NamedTuple):
 class Served:
     """A loaded version and how many requests hold it."""
 
-    def __init__(self, servable: Any):
+    def __init__(self, servable: Any, state: Any):
         self.servable, self.users, self.retired = servable, 0, False
+        self.state = state  # of its folder, when it was loaded
 
 
 class Versions:
@@ -47,7 +49,7 @@ class Versions:
         self._served: dict[int, Served] = {}
         self._statuses: dict[int, Status] = {}
         self._failed: dict[int, Any] = {}  # version -> its folder's state when it could not be loaded
-        self._waits = False  # for a first version, and has said so
+        self._is_empty = False  # the folder, and this was said
         self._stop = threading.Event()
 
     @property
@@ -85,7 +87,7 @@ class Versions:
             try:
                 self.poll()
             except OSError as error:  # a share that is away for a moment
-                self._say(f'{self.folder}: {error.strerror}; it is looked into again')
+                self._say(f'{self.folder}: {error.strerror or error}; it is looked into again')
             if self._stop.wait(seconds):
                 break
 
@@ -97,9 +99,11 @@ class Versions:
         """Looks into the folder once: loads what is new, and then retires what is no longer wanted."""
         present = publish.versions(self.folder)
         wanted = self._load_wanted(present)
-        if not wanted and not self._served and not self._waits:
-            self._waits = True
-            self._say(f'{self.folder}: no version to serve yet; waiting for one')
+        if not present and not self._is_empty:
+            others = ', '.join(map(str, self.available))
+            self._say(f'{self.folder}: ' + (f'no version is left; version {others} goes on from memory' if others else
+                                            'no version to serve yet; waiting for one'))
+        self._is_empty = not present
         if wanted:  # else what is served is all that there is
             for version in set(self.available) - wanted:
                 self._retire(version)
@@ -127,39 +131,53 @@ class Versions:
 
     def _ensure(self, version: int) -> bool:
         """Whether a version is served, after loading it if need be."""
-        with self._lock:
-            if version in self._served:
-                return True
         state = _state(self.folder / str(version))
-        if version in self._failed and self._failed[version] == state:
-            return False
-        return self._try_load(version, state)
+        with self._lock:
+            served = self._served.get(version)
+        if served and served.state == state:
+            return True
+        if version not in self._failed or self._failed[version] != state:
+            return self._try_load(version, state) or served is not None
+        return served is not None
 
     def _try_load(self, version: int, state: Any) -> bool:
-        self._set(version, Status(LOADING))
+        folder, before = self.folder / str(version), version in self.available
+        if not before:
+            self._set(version, Status(LOADING))
         start = time.perf_counter()
         try:
-            servable = self._load(self.folder / str(version), version)
+            if not (folder / GRAPH).is_file():
+                raise Failure('NOT_FOUND', f'there is no {GRAPH} in it')
+            servable = self._load(folder, version)
         except Exception as error:
-            reason = failure.of_exception(error)
+            reason = _reason(folder, error)
             self._failed[version] = state
-            self._set(version, Status(END, reason))
+            if not before:
+                self._set(version, Status(END, reason))
             others = ', '.join(map(str, self.available))
-            self._say(f'{self.folder / str(version)} cannot be loaded: {reason.message}; '
+            self._say(f'{folder} cannot be loaded: {reason.message}; '
                       + (f'version {others} goes on' if others else 'no version is served'))
             return False
         with self._lock:
-            self._served[version] = Served(servable)
+            replaced = self._served.get(version)
+            self._served[version] = Served(servable, state)
             self._statuses[version] = Status(AVAILABLE)
             self._failed.pop(version, None)
-        self._say(f'{self.name} version {version} is served; loaded in {time.perf_counter() - start:.1f} s')
+        self._say(f'{self.name} version {version} is served{", with other files than before" if replaced else ""}; '
+                  f'loaded in {time.perf_counter() - start:.1f} s')
+        if replaced:
+            self._end(replaced)
         return True
 
     def _retire(self, version: int) -> None:
         with self._lock:
             served = self._served.pop(version)
-            served.retired = True
             self._statuses[version] = Status(UNLOADING)
+        self._end(served)
+
+    def _end(self, served: Served) -> None:
+        with self._lock:
+            served.retired = True
             idle = served.users == 0
         if idle:
             self._free(served)
@@ -189,7 +207,9 @@ class Versions:
         version = served.servable.version
         served.servable.close()
         with self._lock:
-            if version not in self._served and version in self._statuses:  # else it was loaded again meanwhile
+            if version in self._served:
+                return  # it was loaded again
+            if version in self._statuses:
                 self._statuses[version] = Status(END)
         self._say(f'{self.name} version {version} is no longer served')
 
@@ -208,9 +228,29 @@ def require_folder(path: str) -> pathlib.Path:
     if (folder / GRAPH).is_file():
         raise UserError(f'--model_dir={path}: is a version itself; name the folder above it, '
                         f'{folder.resolve().parent}.')
-    if set(str(folder.absolute())) & set('[]*?'):
-        raise UserError(f'--model_dir={path}: TensorFlow loads no model from a path with one of []*? in it.')
+    publish.require_loadable(folder, 'model_dir')
+    if not publish.versions(folder):
+        _refuse_what_holds_no_versions(path, folder)
     return folder
+
+
+def _refuse_what_holds_no_versions(path: str, folder: pathlib.Path) -> None:
+    """Raises UserError if a folder without a version looks like something else; one may still be to come."""
+    if (folder / 'run.json').is_file():
+        raise UserError(f'--model_dir={path}: is a training run; export it first: '
+                        f'python -m boardrec.export --run_dir={path} --export_dir=MODELS/boardrec')
+    models = sorted(child for child in folder.iterdir() if child.is_dir() and publish.versions(child))
+    if models:
+        raise UserError(f'--model_dir={path}: holds no version itself; name one folder below it, such as {models[0]}.')
+
+
+def _reason(folder: pathlib.Path, error: Exception) -> Failure:
+    """Why a version could not be loaded: a file that is not as it was exported tells more than TensorFlow does."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        damage = publish.damage(folder)
+        if damage:
+            return Failure('DATA_LOSS', damage)
+    return failure.of_exception(error)
 
 
 def _state(folder: pathlib.Path) -> Any:

@@ -3,21 +3,20 @@
 They are a TFRecord file of PredictionLogs, as TF Serving reads it; one that fails fails the version, as there.
 """
 
-import pathlib
 from typing import Any
 
 from boardrec.serving import proto_tensors
 from boardrec.serving.failure import Failure
 from boardrec.serving.servable import Servable
+from boardrec.serving.warmup_requests import FILE
 
-REQUESTS = pathlib.PurePath('assets.extra', 'tf_serving_warmup_requests')
 _MAX_RECORDS = 1000  # TF Serving's
 _MAX_BYTES = 1 << 30
 
 
 def warm_up(servable: Servable) -> int:
     """Runs the requests; returns how many there were. Raises Failure or TensorFlow's errors if one fails."""
-    path = servable.folder / REQUESTS
+    path = servable.folder / FILE
     if not path.is_file():
         return 0
     import tensorflow as tf
@@ -25,7 +24,7 @@ def warm_up(servable: Servable) -> int:
     count = 0
     for count, record in enumerate(tf.data.TFRecordDataset(str(path)).as_numpy_iterator(), 1):
         if count > _MAX_RECORDS:
-            raise Failure('INVALID_ARGUMENT', f'{REQUESTS} holds more than {_MAX_RECORDS} requests')
+            raise Failure('INVALID_ARGUMENT', f'{FILE} holds more than {_MAX_RECORDS} requests')
         _answer(servable, prediction_log_pb2.PredictionLog.FromString(record))
     return count
 
@@ -39,7 +38,7 @@ def _answer(servable: Servable, log: Any) -> None:
         request = log.classify_log.request
         inputs = {'inputs': proto_tensors.examples_of(request.input)}
     else:
-        raise Failure('UNIMPLEMENTED', f'{REQUESTS} holds a {kind}, which boardrec.serve cannot answer')
+        raise Failure('UNIMPLEMENTED', f'{FILE} holds a {kind}, which boardrec.serve cannot answer')
     signature = servable.signature(request.model_spec.signature_name)
     signature.check(inputs)
     servable.run(signature, inputs)

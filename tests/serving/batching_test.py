@@ -155,7 +155,9 @@ def test_the_queue_is_bounded(make):
     model.may_run.release(10)
     assert [result(futures) for futures in [first, *waiting]] == [[0], [2, 4], [6, 8], [10]]
     assert batcher.queued == 0
-    assert len(result(submit(batcher, model, *range(9)))) == 9, 'a request of more rows than may wait, alone'
+    with pytest.raises(Failure, match='^the request has 6 rows, more than --max_queued=5: send it in parts$') as caught:
+        submit(batcher, model, *range(6))
+    assert caught.value.http_status == 400, 'it would be refused again'
 
 
 def test_what_its_client_gave_up_does_not_run(make):

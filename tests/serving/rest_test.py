@@ -110,9 +110,11 @@ def test_not_a_number_is_taken_and_given_as_in_tf_serving(served):
     assert request(served, 'POST', f'{URL}:predict', body)[2] == b'{"outputs": NaN}'
 
 
-@pytest.mark.parametrize('context', [{}, {'context': {'camera': 3}}])
-def test_classify(served, context):
-    document = {'examples': [{'image_bytes': b64(IMAGE)}, {'image_bytes': 'text', 'size': [1, 2]}],
+@pytest.mark.parametrize(('context', 'first'), [
+    ({}, {'image_bytes': b64(IMAGE)}), ({'context': {'camera': 3}}, {'image_bytes': b64(IMAGE)}),
+    ({'context': {'image_bytes': b64(IMAGE)}}, {})])
+def test_classify(served, context, first):
+    document = {'examples': [first, {'image_bytes': 'text', 'size': [1, 2]}],
                 'signature_name': 'classify', **context}
     status, answer = post(served, f'{URL}:classify', document)
     assert status == 200

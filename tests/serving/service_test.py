@@ -19,6 +19,7 @@ from boardrec.serving.versions import Versions  # noqa: E402
 def world(tmp_path):
     """A service of one version, whose model waits until it may run; and what was freed."""
     (tmp_path / '1').mkdir()
+    (tmp_path / '1' / 'saved_model.pb').touch()
     model, freed = Model(), []
     model.version, model.close = 1, lambda: freed.append(1)
     model.signature.check = lambda inputs: len(inputs['x'])

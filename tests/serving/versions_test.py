@@ -21,7 +21,8 @@ def world(tmp_path):
         found.loaded.append(version)
         if version in found.broken:
             raise ValueError('torn')
-        return types.SimpleNamespace(version=version, close=lambda: found.freed.append(version))
+        return types.SimpleNamespace(version=version, close=lambda: found.freed.append(version),
+                                     content=(folder / 'saved_model.pb').read_bytes())
 
     def publish(*numbers):
         for number in numbers:
@@ -114,7 +115,50 @@ def test_a_version_that_goes_is_rolled_back_but_the_last_one_stays(world):
     assert (served.available, world.freed) == ([1], [2])
     (world.folder / '1').rename(world.folder / 'gone')
     served.poll()
+    served.poll()
     assert served.available == [1], 'better than none'
+    assert world.said[3:] == [f'{world.folder}: no version is left; version 1 goes on from memory']
+
+
+def test_a_number_that_is_used_again_is_loaded_again(world):
+    world.publish(1)
+    served = world.make()
+    served.poll()
+    with served.use() as old:
+        (world.folder / '1').rename(world.folder / 'gone')
+        world.publish(1)
+        (world.folder / '1' / 'saved_model.pb').write_bytes(b'another')
+        served.poll()
+        served.poll()
+        with served.use() as new:
+            assert (old.servable.content, new.servable.content) == (b'x', b'another')
+        assert (world.loaded, world.freed, states(served)) == ([1, 1], [], {1: versions.AVAILABLE})
+    assert (world.freed, served.available, states(served)) == ([1], [1], {1: versions.AVAILABLE})
+    assert [line.partition(';')[0] for line in world.said] == [
+        'm version 1 is served', 'm version 1 is served, with other files than before']
+
+
+def test_where_the_other_files_cannot_be_loaded_what_was_served_goes_on(world):
+    world.publish(1)
+    served = world.make()
+    served.poll()
+    world.broken.add(1)
+    (world.folder / '1' / 'saved_model.pb').write_bytes(b'broken')
+    for _ in range(2):
+        served.poll()
+    assert (world.loaded, world.freed, states(served)) == ([1, 1], [], {1: versions.AVAILABLE})
+    assert world.said[1:] == [f'{world.folder}/1 cannot be loaded: ValueError: torn; version 1 goes on']
+
+
+def test_what_is_wrong_with_a_version_is_named(world):
+    world.publish(7, 8)
+    (world.folder / '8' / 'saved_model.pb').unlink()
+    (world.folder / '7' / 'metadata.json').write_text('{"files": {"variables/variables.index": {}}}')
+    world.broken.add(7)
+    world.make().poll()
+    assert [line.partition(' cannot be loaded: ')[2] for line in world.said] == [
+        'there is no saved_model.pb in it; no version is served',
+        f'{world.folder}/7/saved_model.pb is missing or was changed; no version is served']
 
 
 def test_no_version_yet(world):
@@ -143,10 +187,14 @@ def test_what_can_be_no_folder_of_versions_is_refused(tmp_path):
     (tmp_path / 'm' / '1').mkdir(parents=True)
     (tmp_path / 'm' / '1' / 'saved_model.pb').touch()
     (tmp_path / 'm[1]').mkdir()
+    (tmp_path / 'run').mkdir()
+    (tmp_path / 'run' / 'run.json').touch()
     assert versions.require_folder(str(tmp_path / 'm')) == tmp_path / 'm'
     for name, problem in (('gone', 'there is no such folder; name the folder'), ('file', 'is no folder'),
                           ('m/1', f'is a version itself; name the folder above it, {tmp_path}/m.'),
-                          ('m[1]', 'TensorFlow loads no model from a path')):
+                          ('m[1]', 'TensorFlow loads no model from a path'),
+                          ('run', 'is a training run; export it first: python -m boardrec.export'),
+                          ('.', f'holds no version itself; name one folder below it, such as {tmp_path}/m.')):
         with pytest.raises(UserError) as caught:
             versions.require_folder(str(tmp_path / name))
-        assert str(caught.value).startswith(f'--model_dir={tmp_path}/{name}: {problem}')
+        assert str(caught.value).startswith(f'--model_dir={tmp_path / name}: {problem}')
