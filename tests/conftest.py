@@ -257,14 +257,12 @@ def exported(small_run_path, made_once):
 @pytest.fixture(scope='session')
 def session(exported):
     """The version in one TF1 session, as TF Serving runs it: ask(signature, {input: values}) and images(bytes)."""
-    import tensorflow as tf
-
     from boardrec.serving import self_test
-    one = tf.compat.v1.Session(graph=tf.Graph())
-    ask = self_test.asker(one, exported)
-    yield types.SimpleNamespace(ask=ask, images=lambda data: ask('serving_default', {
-        'image_bytes': np.array(data, object)}))
-    one.close()
+    from boardrec.serving.servable import Servable
+    loaded = Servable(exported, 1)
+    ask = self_test.asker(loaded)
+    yield types.SimpleNamespace(ask=ask, images=lambda data: ask('serving_default', {'image_bytes': data}))
+    loaded.close()
 
 
 @pytest.fixture

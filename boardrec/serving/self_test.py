@@ -13,6 +13,7 @@ import tensorflow as tf
 
 from boardrec.data import images
 from boardrec.serving import signatures, warmup_requests
+from boardrec.serving.servable import Servable
 from boardrec.training import inference
 from boardrec.training.inference import Predictor
 
@@ -30,8 +31,8 @@ def run(predictor: Predictor, folder: pathlib.Path) -> list[dict[str, Any]]:
     probabilities.
     Raises RuntimeError if a probability is further than 1e-5 from the run's own, or anything else is not as it should.
     """
-    with contextlib.closing(tf.compat.v1.Session(graph=tf.Graph())) as session:
-        return check(predictor, asker(session, folder), folder)
+    with contextlib.closing(Servable(folder, 0)) as loaded:
+        return check(predictor, asker(loaded), folder)
 
 
 def check(predictor: Predictor, ask: Session, folder: pathlib.Path) -> list[dict[str, Any]]:
@@ -111,15 +112,12 @@ def _expected(predictor: Predictor, good: list[bytes]) -> tuple[np.ndarray, np.n
     return pixels, inference.probabilities(predictor)(pixels).numpy(), describe(tf.constant(pixels)).numpy()
 
 
-def asker(session: tf.compat.v1.Session, folder: pathlib.Path) -> Session:
-    """Loads a version into a session: the function ask(signature, {input: values})."""
-    with session.graph.as_default():
-        loaded = tf.compat.v1.saved_model.loader.load(session, ['serve'], str(folder))
-
-    def ask(signature: str, inputs: dict[str, Any]) -> Answer:
-        definition = loaded.signature_def[signature]
-        names = {name: info.name for name, info in definition.outputs.items()}
-        return session.run(names, {definition.inputs[name].name: value for name, value in inputs.items()})
+def asker(loaded: Servable) -> Session:
+    """The function ask(signature, {input: values}) of a version that is loaded."""
+    def ask(name: str, inputs: dict[str, Any]) -> Answer:
+        signature = loaded.signature(name)
+        return loaded.run(signature, {key: np.array(values, signature.inputs[key].dtype.as_numpy_dtype)
+                                      for key, values in inputs.items()})
 
     return ask
 

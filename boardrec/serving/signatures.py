@@ -10,12 +10,11 @@ import tensorflow as tf
 from boardrec.config import ExportConfig
 from boardrec.data import files, source_decode
 from boardrec.data.images import Limits
-from boardrec.serving import weights
+from boardrec.serving import servable, weights
 from boardrec.training import inference, model
 from boardrec.training.inference import Predictor
 
 NAMES = ('serving_default', 'serving_pixels', 'classify', 'embedding')
-CLASSIFY_METHOD = 'tensorflow/serving/classify'  # what TF Serving's Classify asks for; Predict takes it as well
 _GRAPH_BYTES = 16 << 20  # more than the rest of a SavedModel takes
 
 
@@ -96,10 +95,11 @@ def save(predictor: Predictor, folder: pathlib.Path, limits: InputLimits = Input
     # TensorFlow tells of a full disk in several ways, none of which names it.
     parameters = sum(variable.numpy().nbytes for variable in predictor.model.variables)
     files.require_space(folder, needed_bytes=parameters + _GRAPH_BYTES)
-    servable = Servable(predictor, limits, weights_dtype)
-    tf.saved_model.save(servable, str(folder), signatures={name: getattr(servable, name) for name in NAMES})
+    module = Servable(predictor, limits, weights_dtype)
+    tf.saved_model.save(module, str(folder), signatures={name: getattr(module, name) for name in NAMES})
     updater = tf.compat.v1.saved_model.signature_def_utils.MethodNameUpdater(str(folder))
-    updater.replace_method_name(signature_key='classify', method_name=CLASSIFY_METHOD, tags='serve')
+    # What TF Serving's Classify asks for; Predict takes it as well.
+    updater.replace_method_name(signature_key='classify', method_name=servable.CLASSIFY, tags='serve')
     updater.save()
     (folder / 'assets').mkdir(exist_ok=True)
     names = (name.replace('\n', ' ') for name in predictor.classes.names)
