@@ -112,7 +112,7 @@ def main(config: PredictClientConfig) -> None:
             earlier, start = writer.rows, time.perf_counter()
             if earlier:
                 progress.say(f'{output}: going on behind {prediction_file.counted(earlier, "row")}')
-            sent = _write(client, candidates, writer, stop, total)
+            sent = _write(config, client, candidates, writer, stop, total)
             _require_answers(config, sent, writer, earlier)
         told = summary(sent, writer.rows - earlier, time.perf_counter() - start)
         where = output or ('standard output' if config.output else config.address)
@@ -133,7 +133,7 @@ class Client:
     """One model of a server, asked from several threads; whoever closes it ends what waits to try again."""
 
     def __init__(self, config: PredictClientConfig):
-        self.config, self._closed = config, threading.Event()
+        self._config, self._closed = config, threading.Event()
         make = predict_transport.Rest if config.api == 'rest' else predict_transport.Grpc
         self._transport: Transport = make(config.address, config.model_name, config.seconds)
         self._version, self._found = config.version, False
@@ -141,40 +141,39 @@ class Client:
     @property
     def identity(self) -> dict[str, Any]:
         """What the answers depend on."""
-        config = self.config
-        return {'client': [config.address, config.model_name, self._version, config.signature, config.max_image_mib]}
+        return {'client': [self._config.address, self._config.model_name, self._version, self._config.signature,
+                           self._config.max_image_mib]}
 
     def find_model(self) -> list[str]:
         """The class names of the model, once it answers. Raises UserError if it cannot be asked.
 
         Of all signatures only `classify` gives names.
         """
-        config = self.config
+        address, signature = self._config.address, self._config.signature
         try:
             self._version = self._version or self._until_answered(self._transport.newest)[0]
             classes = self._until_answered(lambda: self._predict('classify', predict_transport.CLASSIFY_INPUTS))[0]
             names = classes['classes'][0]
-            outputs = self._until_answered(lambda: self._predict(config.signature, {'image_bytes': [b'']}))[0]
+            outputs = self._until_answered(lambda: self._predict(signature, {'image_bytes': [b'']}))[0]
         except Missing as missing:
-            raise UserError(f'--model_name={config.model_name}: {config.address} does not serve it ({missing}).'
-                            ) from None
+            raise UserError(f'--model_name={self._config.model_name}: {address} does not serve it ({missing}).') from None
         except TimedOut as late:
-            raise UserError(f'--server={config.address}: {late}.') from None
+            raise UserError(f'--server={address}: {late}.') from None
         except Refused as refused:
-            raise UserError(f'--server={config.address}: {refused}; this client asks exports of boardrec, whose '
-                            f'signatures are classify and --signature={config.signature}.') from None
+            raise UserError(f'--server={address}: {refused}; this client asks exports of boardrec, whose '
+                            f'signatures are classify and --signature={signature}.') from None
         except (KeyError, IndexError, TypeError):
-            raise UserError(f'--server={config.address}: signature classify does not name the classes, as it does in '
-                            'exports of boardrec.') from None
+            raise UserError(f'--server={address}: signature classify does not name the classes, as it does in exports '
+                            'of boardrec.') from None
         for output in ('label', 'probabilities'):
             if output not in outputs:
-                raise UserError(f'--signature={config.signature}: gives {", ".join(sorted(outputs))}, and no {output}.')
+                raise UserError(f'--signature={signature}: gives {", ".join(sorted(outputs))}, and no {output}.')
         self._found = True
         return names
 
     def send(self, candidates: Iterable[Candidate]) -> Sent:
         """Reads the files and asks about them. Raises UserError if the server is away for longer than all retries."""
-        read = [(candidate.path, *_read(candidate, self.config.max_image_mib << 20)) for candidate in candidates]
+        read = [(candidate.path, *_read(candidate, self._config.max_image_mib << 20)) for candidate in candidates]
         images = [data for _, data, error in read if not error]
         answered = self._ask(images) if images else Sent([])
         rows = iter(answered.rows)
@@ -207,7 +206,7 @@ class Client:
 
     def _timed(self, images: list[bytes]) -> tuple[predict_transport.Outputs, float]:
         start = time.perf_counter()
-        outputs = self._predict(self.config.signature, {'image_bytes': images})
+        outputs = self._predict(self._config.signature, {'image_bytes': images})
         return outputs, 1000 * (time.perf_counter() - start)
 
     def _predict(self, signature: str, inputs: dict[str, list[bytes]]) -> predict_transport.Outputs:
@@ -218,7 +217,7 @@ class Client:
 
         Raises Missing where the model was never there: one that was is being loaded by a server that started again.
         """
-        address, retries = self.config.address, self.config.retries
+        address, retries = self._config.address, self._config.retries
         for tries in itertools.count(1):
             try:
                 return ask(), tries
@@ -239,11 +238,11 @@ def wait_seconds(number: int) -> float:
     return random.uniform(0.5, 1) * min(_MAX_WAIT_SECONDS, _WAIT_SECONDS * 2**number)
 
 
-def _write(client: Client, candidates: Iterator[Candidate], writer: Writer, stop: stopping.Stop,
-           total: int | None) -> list[Sent]:
+def _write(config: PredictClientConfig, client: Client, candidates: Iterator[Candidate], writer: Writer,
+           stop: stopping.Stop, total: int | None) -> list[Sent]:
     """Writes the rows in order, while other requests are under way; returns what became of these, without rows."""
-    config, done = client.config, []
     pending: deque[concurrent.futures.Future] = deque()
+    done: list[Sent] = []
     pool = concurrent.futures.ThreadPoolExecutor(config.concurrency)
 
     def write_first() -> None:
