@@ -28,6 +28,7 @@ from boardrec.reporting.prediction_file import Row, Writer
 from boardrec.training import stopping
 
 _WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.1, 10.0  # before the second try at most, and before any
+_LOADING_RETRIES = 7  # in about ten seconds a server that has just started has loaded its model
 _CHOICES = {'api': ('rest', 'grpc'), 'output_format': ('auto', 'csv', 'jsonl')}
 
 Answer = TypeVar('Answer')
@@ -156,7 +157,8 @@ class Client:
             names = classes['classes'][0]
             outputs = self._until_answered(lambda: self._predict(signature, {'image_bytes': [b'']}))[0]
         except Missing as missing:
-            raise UserError(f'--model_name={self._config.model_name}: {address} does not serve it ({missing}).') from None
+            raise UserError(f'--model_name={self._config.model_name}: {address} does not serve it ({missing}).'
+                            ) from None
         except TimedOut as late:
             raise UserError(f'--server={address}: {late}.') from None
         except Refused as refused:
@@ -215,17 +217,19 @@ class Client:
     def _until_answered(self, ask: Callable[[], Answer]) -> tuple[Answer, int]:
         """What `ask` returns, and after how many tries.
 
-        Raises Missing where the model was never there: one that was is being loaded by a server that started again.
+        Raises Missing where the model is not there after fewer of them, unless it was: then it is loaded again.
         """
         address, retries = self._config.address, self._config.retries
         for tries in itertools.count(1):
             try:
                 return ask(), tries
             except Again as error:
-                if isinstance(error, Missing) and not self._found:
-                    raise
                 again = error
-            if tries <= retries and tries == 1 and not self._found:
+            if isinstance(again, Missing) and not self._found:
+                retries = min(retries, _LOADING_RETRIES)
+                if tries > retries:
+                    raise again
+            if tries == 1 <= retries and not self._found:
                 progress.say(f'{address}: {again}; asking again up to {prediction_file.counted(retries, "time")}')
             if tries > retries or self._closed.wait(wait_seconds(tries - 1)):
                 raise UserError(f'--server={address}: {again}, after {prediction_file.counted(tries, "attempt")}; see '

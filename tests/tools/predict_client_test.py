@@ -79,7 +79,8 @@ def test_rest_and_grpc_write_what_predict_writes_in_the_order_of_the_paths(serve
 
 
 @pytest.mark.parametrize('api', ['rest', 'grpc'])
-def test_what_a_server_refuses(served, photographs, tmp_path, api):
+def test_what_a_server_refuses(served, photographs, tmp_path, monkeypatch, api):
+    monkeypatch.setattr(predict_client, '_WAIT_SECONDS', 0.001)
     for settings, match in (
             ({'model_name': 'a/b'}, r'^--model_name=a/b: .* does not serve it \(.*found for request: Latest\(a/b\)'),
             ({'version': 7}, r'not found for request: Specific\(boardrec, 7\)'),
@@ -260,6 +261,16 @@ def test_an_answer_of_other_rows_than_asked_is_an_error_of_its_images(scripted, 
                                             batch_size=2))
     rows = [(row['predicted'], row['error']) for row in rows_of(output)]
     assert rows == [('a', ''), ('', 'an answer without outputs')]
+
+
+def test_a_server_that_has_just_started_is_given_time_to_load_its_model(scripted, photographs, monkeypatch, capsys):
+    replies = iter([(404, {'error': 'not yet'})] * 3)
+    answer = Scripted._answer
+    monkeypatch.setattr(Scripted, '_answer', lambda self, *good: answer(self, *next(replies, good)))
+    monkeypatch.setattr(Scripted, 'script', lambda _: (200, {'outputs': GOOD}))
+    predict_client.main(PredictClientConfig(images=str(photographs), server=scripted))
+    said = capsys.readouterr().out
+    assert '404: not yet; asking again up to 7 times\n' in said and '9 images classified, 0 files could not be' in said
 
 
 @pytest.mark.parametrize('api', ['rest', 'grpc'])
