@@ -9,7 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 from boardrec import cli, progress
-from boardrec.config import PredictConfig
+from boardrec.config import PredictConfig, UserError
 from boardrec.data.image_paths import Candidate
 from boardrec.reporting import prediction_file
 from boardrec.reporting.prediction_file import Row
@@ -58,6 +58,8 @@ def main(config: PredictConfig) -> None:
 
 
 def _of_run(config: PredictConfig) -> Model:
+    if saved_model.is_there(config.run_dir):
+        raise UserError(f'--run_dir={config.run_dir}: is an export: give --saved_model={config.run_dir}')
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     import numpy as np

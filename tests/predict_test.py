@@ -235,6 +235,9 @@ def test_what_cannot_be_used_is_refused_before_tensorflow_loads(tmp_path, monkey
         predict.main(PredictConfig(run_dir='R', images='-', output=str(tmp_path / 'out.csv')))
     with pytest.raises(UserError, match='--saved_model=M: there is no export in it'):
         predict.main(PredictConfig(saved_model='M', images=str(tmp_path), output=str(tmp_path / 'out.csv')))
+    monkeypatch.setattr(predict.saved_model, 'is_there', lambda _: True)
+    with pytest.raises(UserError, match='--run_dir=R: is an export: give --saved_model=R'):
+        predict.main(PredictConfig(run_dir='R', images=str(tmp_path), output=str(tmp_path / 'out.csv')))
 
 
 def test_nothing_but_predictions_is_overwritten(tmp_path):
