@@ -48,16 +48,17 @@ def run(main: Callable[[Any], None], config_class: type, argv: Sequence[str] | N
             sys.exit(0)
         main(parse(config_class, argv[1:]))
     except UserError as error:
-        _fail(str(error))
+        _fail(_with_notes(str(error), error))
     except BrokenPipeError:  # whoever read what we print, such as `head`, wants no more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
         sys.exit(CLOSED_PIPE)
     except OSError as error:
         if error.errno not in _USER_ERRNOS:
             raise
-        _fail(_sentence(error))
+        _fail(_with_notes(_sentence(error), error))
     except KeyboardInterrupt as error:
-        print(f'Interrupted{"; the same command goes on from what is complete" if resumes else ""}.', file=sys.stderr)
+        goes_on = ['the same command goes on from what is complete'] if resumes else []
+        print('; '.join(['Interrupted', *getattr(error, '__notes__', goes_on)]) + '.', file=sys.stderr)
         sys.exit(128 + error.number if isinstance(error, Interrupted) else INTERRUPTED)
     finally:
         # The status is known by now, but TensorFlow takes a second to leave. Registered last, it is done first.
@@ -151,6 +152,11 @@ def _tidy(config_class: type, message: str) -> str:
             return f'--{field.name}={value}: must be {_KINDS[field.type]}.'
     message = message.removeprefix('ERROR:: ').strip().replace(' ?', '?').rstrip('.')
     return message if message.endswith('?') else f'{message}.'
+
+
+def _with_notes(sentence: str, error: Exception) -> str:
+    """A sentence, and what was added to its error on the way out: such as what is kept."""
+    return ' '.join([sentence, *(f'{note}.' for note in getattr(error, '__notes__', []))])
 
 
 def _sentence(error: OSError) -> str:

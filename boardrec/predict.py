@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 import contextlib
 import functools
-import itertools
 import pathlib
 import sys
 import time
@@ -11,7 +10,6 @@ from typing import Any, NamedTuple
 
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
-from boardrec.data import image_paths
 from boardrec.data.image_paths import Candidate
 from boardrec.reporting import prediction_file
 from boardrec.reporting.prediction_file import Row
@@ -40,57 +38,28 @@ def main(config: PredictConfig) -> None:
     output = None if config.output == '-' else pathlib.Path(config.output)
     if output:
         prediction_file.require_output(output)
-    kind = _format(config)
+    kind = prediction_file.format_of(config.output, config.output_format)
     with contextlib.nullcontext() if output else contextlib.redirect_stdout(sys.stderr), stopping.listen():
-        candidates, total = _candidates(config, output)
+        candidates, total = prediction_file.candidates_of(config.images, output)
         model = _of_saved_model(config) if config.saved_model else _of_run(config)
+        identity = {**model.identity, 'limits': [config.max_image_mib, *_limits(config)]}
         with contextlib.ExitStack() as stack:
             if output:
-                writer = stack.enter_context(prediction_file.opened(output, model.names, kind, model.identity))
+                writer = stack.enter_context(prediction_file.opened(output, model.names, kind, identity))
             else:
                 writer = prediction_file.Writer(stdout.buffer, model.names, kind)
             candidates = writer.resume(candidates, config.batch_size)
             earlier, start = writer.rows, time.perf_counter()
             if earlier:
-                progress.say(f'{output}: going on behind {earlier:,} rows')
+                progress.say(f'{output}: going on behind {prediction_file.counted(earlier, "row")}')
             _write(config, model, candidates, writer, total)
         rate = (writer.rows - earlier) / (time.perf_counter() - start)
-        progress.say(f'{output or "standard output"}: {writer.rows - writer.failed:,} images classified, '
-                     f'{writer.failed:,} files could not be; {rate:,.1f} a second')
-
-
-def _format(config: PredictConfig) -> str:
-    """The format of the output. Raises UserError if nothing says it."""
-    ending = 'csv' if config.output == '-' else pathlib.Path(config.output).suffix[1:].lower()
-    kind = ending if config.output_format == 'auto' else config.output_format
-    if kind not in prediction_file.FORMATS:
-        raise UserError(f'--output={config.output}: must end in .csv or .jsonl, or give --output_format.')
-    return kind
-
-
-def _candidates(config: PredictConfig, output: pathlib.Path | None) -> tuple[Iterator[Candidate], int | None]:
-    """What to predict, and how many that is: they are counted beforehand, but for those on standard input.
-
-    Raises UserError if there are none.
-    """
-    def found() -> Iterator[Candidate]:
-        candidates = image_paths.find(config.images)
-        return (one for one in candidates if not (output and prediction_file.is_own(one.path, output)))
-
-    if config.images != image_paths.STANDARD_INPUT:
-        total = sum(1 for _ in found())
-        if not total:
-            raise UserError(f'--images={config.images}: no file there; name a folder, an image, a list of paths that '
-                            'ends in .txt, or a quoted glob.')
-        return found(), total
-    candidates = found()
-    first = next(candidates, None)
-    if first is None:
-        raise UserError('--images=-: no path on standard input; end each by a line break, or by a NUL.')
-    return itertools.chain([first], candidates), None
+        progress.say(f'{output or "standard output"}: {writer.summary()}; {rate:,.1f} a second')
 
 
 def _of_run(config: PredictConfig) -> Model:
+    if saved_model.is_there(config.run_dir):
+        raise UserError(f'--run_dir={config.run_dir}: is an export: give --saved_model={config.run_dir}')
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
     import numpy as np
@@ -171,7 +140,7 @@ def _rows(batch: list[Any], model: Model) -> list[Row]:
     for one in batch:
         predicted, probabilities = ('', []) if one.error else next(answers)
         if predicted:
-            rows.append(Row(one.path, predicted, tuple(float(f'{value:.9g}') for value in probabilities)))
+            rows.append(Row(one.path, predicted, prediction_file.rounded(probabilities)))
         else:
             rows.append(Row(one.path, error=one.error or 'decoder error: of the exported graph'))
     return rows

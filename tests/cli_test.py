@@ -171,6 +171,18 @@ def test_ctrl_c_is_status_130(capsys):
     with pytest.raises(SystemExit, match='130'):
         cli.run(raiser(KeyboardInterrupt()), TrainConfig, ['train', *REQUIRED], resumes=True)
     assert capsys.readouterr() == ('', 'Interrupted; the same command goes on from what is complete.\n')
+    error = KeyboardInterrupt()
+    error.add_note('2 rows are written')
+    with pytest.raises(SystemExit, match='130'):
+        cli.run(raiser(error), TrainConfig, ['train', *REQUIRED], resumes=True)
+    assert capsys.readouterr() == ('', 'Interrupted; 2 rows are written.\n')
+
+
+def test_what_is_known_on_the_way_out_follows_the_mistake(capsys):
+    error = UserError('--server=S: away.')
+    error.add_note('2 rows are written')
+    assert run(raiser(error), *REQUIRED) == 2
+    assert capsys.readouterr() == ('', 'error: --server=S: away. 2 rows are written.\n')
 
 
 def test_ctrl_c_once_all_is_done_changes_nothing():

@@ -172,12 +172,14 @@ def test_a_signal_ends_it_and_what_is_complete_is_not_computed_again(finished_ru
         os.kill(os.getpid(), signal.SIGTERM)
 
     thread = threading.Thread(target=list_half_of_it)
-    with open(reading) as file, monkeypatch.context() as patch, pytest.raises(cli.Interrupted):
+    with open(reading) as file, monkeypatch.context() as patch, pytest.raises(cli.Interrupted) as caught:
         patch.setattr(sys, 'stdin', file)
         thread.start()
         run(finished_run, '-', tmp_path / 'out.csv', batch_size=4)
     thread.join()
     os.close(writing)
+    assert caught.value.__notes__ == [
+        f'{rows_in(tmp_path)} rows of {tmp_path}/out.csv are written, and the same command goes on behind them']
     kept = rows_in(tmp_path) // 4 * 4
     assert kept >= 8
     read, load = [], read_ahead.load
@@ -204,15 +206,18 @@ def test_another_input_and_another_model_are_refused(finished_run, models, whole
     before = part.read_bytes()
     with pytest.raises(UserError, match=r"row 6 of .*out.csv.partial-.* --images has 'other.jpg' now: remove that"):
         run(finished_run, tmp_path / 'list.txt', tmp_path / 'out.csv', batch_size=4)
-    with pytest.raises(UserError, match='by another model or in another format: finish or remove it'):
+    with pytest.raises(UserError, match='another model, with other settings or in another format: finish or remove it'):
         predict.main(PredictConfig(saved_model=str(models), images=str(paths), output=str(tmp_path / 'out.csv')))
+    with pytest.raises(UserError, match='another model, with other settings'):
+        run(finished_run, paths, tmp_path / 'out.csv', batch_size=4, max_side=47)
     assert part.read_bytes() == before
 
 
 def test_its_own_files_are_no_images(finished_run, source_images, tmp_path):
     shutil.copy(min((source_images / 'negative').iterdir()), tmp_path / 'a.png')
-    for _ in range(2):
-        assert [row['path'] for row in run(finished_run, tmp_path, tmp_path / 'out.csv')] == [f'{tmp_path}/a.png']
+    (tmp_path / 'link').symlink_to(tmp_path)
+    for output in (tmp_path / 'out.csv', tmp_path / 'link' / 'out.csv'):
+        assert f'{tmp_path}/out.csv' not in [row['path'] for row in run(finished_run, tmp_path, output)]
 
 
 def test_what_cannot_be_used_is_refused_before_tensorflow_loads(tmp_path, monkeypatch):
@@ -230,6 +235,9 @@ def test_what_cannot_be_used_is_refused_before_tensorflow_loads(tmp_path, monkey
         predict.main(PredictConfig(run_dir='R', images='-', output=str(tmp_path / 'out.csv')))
     with pytest.raises(UserError, match='--saved_model=M: there is no export in it'):
         predict.main(PredictConfig(saved_model='M', images=str(tmp_path), output=str(tmp_path / 'out.csv')))
+    monkeypatch.setattr(predict.saved_model, 'is_there', lambda _: True)
+    with pytest.raises(UserError, match='--run_dir=R: is an export: give --saved_model=R'):
+        predict.main(PredictConfig(run_dir='R', images=str(tmp_path), output=str(tmp_path / 'out.csv')))
 
 
 def test_nothing_but_predictions_is_overwritten(tmp_path):

@@ -1,71 +1,74 @@
 """Asks TF Serving or boardrec.serve about images: python tools/predict_client.py --images=FOLDER --output=OUT.csv."""
 
-import base64
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 import concurrent.futures
 import contextlib
-import csv
 import dataclasses
-import functools
-import http.client
-import io
 import itertools
-import json
 import os
 import pathlib
-import queue
 import random
+import re
 import stat
 import sys
+import threading
 import time
-from typing import Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TypeVar
 
-import grpc
 import numpy as np
-import predict_messages
+import predict_transport
+from predict_transport import Again, Missing, Refused, TimedOut, Transport
 
 from boardrec import cli, progress
 from boardrec.config import setting, UserError
-from boardrec.data import image_paths
 from boardrec.data.image_paths import Candidate
+from boardrec.reporting import prediction_file
+from boardrec.reporting.prediction_file import Row, Writer
+from boardrec.training import stopping
 
-_COLUMNS = ('path', 'label', 'score', 'probabilities', 'error', 'milliseconds')
 _WAIT_SECONDS, _MAX_WAIT_SECONDS = 0.1, 10.0  # before the second try at most, and before any
-_AGAIN_HTTP = {429, 502, 503}
-_AGAIN_GRPC = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED}
+_LOADING_RETRIES = 7  # in about ten seconds a server that has just started has loaded its model
+_CHOICES = {'api': ('rest', 'grpc'), 'output_format': ('auto', 'csv', 'jsonl')}
+
+Answer = TypeVar('Answer')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PredictClientConfig:
     """Settings of this tool."""
 
-    images: str = setting('folder of images, a quoted glob, one image, a .txt file of paths, or - for standard input')
+    images: str = setting('folder of images (searched through), a quoted glob, one image, a .txt file of paths, or - '
+                          'for paths on standard input')
     server: str = setting('HOST:PORT; by default that of --api on this machine', '')
-    api: str = setting('how to ask', 'rest', ('rest', 'grpc'))
+    api: str = setting('how to ask', 'rest', _CHOICES['api'])
     model_name: str = setting("the model's name", 'boardrec')
-    version: int = setting('the version to ask; 0 takes the newest', 0)
-    signature: str = setting('signature that takes image_bytes and gives a label', 'serving_default')
-    output: str = setting('file to write, FILE.csv or FILE.jsonl, or - for CSV on standard output; by default none', '')
-    batch_size: int = setting('images a request', 1)
+    version: int = setting('the version to ask; 0 takes the newest there is at the start', 0)
+    signature: str = setting('signature that takes image_bytes and gives label and probabilities', 'serving_default')
+    output: str = setting('file to write, FILE.csv or FILE.jsonl, with the columns of boardrec.predict (path, '
+                          'predicted, p_CLASS..., error), or - for standard output; by default none', '')
+    output_format: str = setting('csv or jsonl (JSON lines); auto takes what --output ends in, and csv for -', 'auto',
+                                 _CHOICES['output_format'])
+    batch_size: int = setting('images a request; a request that is refused is sent again in halves', 1)
     concurrency: int = setting('requests at once', 8)
-    retries: int = setting('how often a request is sent again, after longer and longer waits, where the server is '
-                           'busy or away', 5)
-    seconds: float = setting('seconds to wait for an answer', 30.0)
-    max_image_mib: int = setting('leave files of more MiB out', 32)
+    retries: int = setting('how often a request is sent again where the server is busy or away, after waits that grow '
+                           f'to {_MAX_WAIT_SECONDS:g} s; 14 take about a minute', 14)
+    seconds: float = setting('seconds to wait for an answer; a request without one is not sent again, because the '
+                             'server may be at work on it still', 30.0)
+    max_image_mib: int = setting('leave files of more MiB out; 23 is what boardrec.serve --max_request_mib=32 takes by '
+                                 'REST, where an image becomes a third larger', 23)
 
     def __post_init__(self):
-        if self.api not in ('rest', 'grpc'):
-            raise UserError(f'--api={self.api}: must be one of rest, grpc.')
+        for name, choices in _CHOICES.items():
+            if getattr(self, name) not in choices:
+                raise UserError(f'--{name}={getattr(self, name)}: must be one of {", ".join(choices)}.')
         for name, least in (('version', 0), ('batch_size', 1), ('concurrency', 1), ('retries', 0), ('seconds', 0.001),
                             ('max_image_mib', 1)):
             if getattr(self, name) < least:
                 raise UserError(f'--{name}={getattr(self, name)}: must be at least {least}.')
-        if self.output not in ('', '-') and pathlib.Path(self.output).suffix.lower() not in ('.csv', '.jsonl'):
-            raise UserError(f'--output={self.output}: must end in .csv or .jsonl, or be -.')
-        host, _, port = self.address.rpartition(':')
-        if not host or not port.isdecimal():
-            raise UserError(f'--server={self.server}: must be like HOST:PORT.')
+        if not re.fullmatch(r'([^\s/:]+|\[[^\s/]+\]):\d{1,5}', self.address):
+            raise UserError(f'--server={self.server}: must be HOST:PORT, such as 127.0.0.1:8501, without http:// and '
+                            'without a path.')
 
     @property
     def address(self) -> str:
@@ -73,80 +76,223 @@ class PredictClientConfig:
         return self.server or ('127.0.0.1:8501' if self.api == 'rest' else '127.0.0.1:8500')
 
 
-class Again(Exception):
-    """The server is busy or away, and may not be so later."""
-
-
-class Refused(Exception):
-    """The server's reason not to answer a request, whenever it is sent."""
-
-
-class Answer(NamedTuple):
-    """What became of one path."""
-
-    path: str
-    label: str = ''
-    score: float | None = None
-    probabilities: tuple[float, ...] = ()
-    error: str = ''
-    milliseconds: float | None = None  # of its request's last try
-
-
 class Sent(NamedTuple):
     """What became of a request."""
 
-    answers: list[Answer]
-    milliseconds: float | None  # of the try that was answered
-    retries: int
-
-
-Ask = Callable[[list[bytes]], dict[str, list[Any]]]  # encoded images to outputs; raises Again or Refused
+    rows: list[Row]
+    milliseconds: float | None = None  # of the try that was answered
+    retries: int = 0
+    refused: str = ''  # the server's reason to answer none of it
 
 
 def main(config: PredictClientConfig) -> None:
-    """Writes a row an image, in the order of the paths, and prints rates and percentiles of the time an answer takes.
+    """Writes the file that boardrec.predict writes, by asking a server: a row an image, in the order of the paths.
 
-    An image that is not classified has its reason in `error`. The command ends where the server cannot be reached.
+    What is not classified is a row with its reason: of a file that is not sent, as boardrec.predict tells it; the
+    served model's error_code; or the server's refusal. The exit status is 0 then, but 2 where the server has classified
+    nothing and refused something, or is away for longer than all retries take. The same command goes on after an
+    interruption. The last line has rates, and percentiles of the time an answer takes.
     """
-    with contextlib.ExitStack() as stack:
-        out = _opened(config, stack)
-        ask = _over_grpc(config, stack) if config.api == 'grpc' else _over_rest(config, stack)
-        with contextlib.redirect_stdout(sys.stderr) if config.output == '-' else contextlib.nullcontext():
-            start, sent = time.perf_counter(), []
-            for one in _send_all(config, ask):
-                _write(out, config.output, one.answers)
-                sent.append(one._replace(answers=[answer._replace(probabilities=()) for answer in one.answers]))
-            progress.say(summary(sent, time.perf_counter() - start))
+    stdout, kind = sys.stdout, 'csv'
+    output = pathlib.Path(config.output) if config.output not in ('', '-') else None
+    if config.output:
+        kind = prediction_file.format_of(config.output, config.output_format)
+    if output:
+        prediction_file.require_output(output)
+    quiet = contextlib.redirect_stdout(sys.stderr) if config.output == '-' else contextlib.nullcontext()
+    with quiet, stopping.listen() as stop:
+        candidates, total = prediction_file.candidates_of(config.images, output)
+        with contextlib.closing(Client(config)) as client, contextlib.ExitStack() as stack:
+            names = client.find_model()
+            if output:
+                writer = stack.enter_context(prediction_file.opened(output, names, kind, client.identity))
+            else:
+                file = stdout.buffer if config.output else stack.enter_context(open(os.devnull, 'wb'))
+                writer = Writer(file, names, kind)
+            candidates = writer.resume(candidates, 1)
+            earlier, start = writer.rows, time.perf_counter()
+            if earlier:
+                progress.say(f'{output}: going on behind {prediction_file.counted(earlier, "row")}')
+            sent = _write(config, client, candidates, writer, stop, total)
+            _require_answers(config, sent, writer, earlier)
+        told = summary(sent, writer.rows - earlier, time.perf_counter() - start)
+        where = output or ('standard output' if config.output else config.address)
+        progress.say(f'{where}: {writer.summary()}; {told}')
 
 
-def summary(sent: list[Sent], seconds: float) -> str:
-    """The last line: counts, rate, and percentiles of the time that answers took."""
-    answers = [answer for one in sent for answer in one.answers]
-    if not answers:
-        return 'no image there'
-    failed = sum(bool(answer.error) for answer in answers)
+def summary(sent: list[Sent], rows: int, seconds: float) -> str:
+    """The end of the last line: rate, and percentiles of the time that answers took."""
     times = [one.milliseconds for one in sent if one.milliseconds is not None]
-    text = f'{len(answers) - failed:,} images classified, {failed:,} not; {len(answers) / seconds:,.1f} a second'
+    text = f'{rows / seconds:,.1f} a second'
     if times:
         quantiles = np.percentile(times, [50, 95, 99])
         text += '; an answer took {:.1f} ms (p50), {:.1f} (p95), {:.1f} (p99)'.format(*quantiles)
-    return f'{text}; {sum(one.retries for one in sent):,} requests sent again'
+    return f'{text}; {prediction_file.counted(sum(one.retries for one in sent), "request")} sent again'
 
 
-def _send_all(config: PredictClientConfig, ask: Ask) -> Iterator[Sent]:
-    """Each request's fate, in order, while others are under way."""
+class Client:
+    """One model of a server, asked from several threads; whoever closes it ends what waits to try again."""
+
+    def __init__(self, config: PredictClientConfig):
+        self._config, self._closed = config, threading.Event()
+        make = predict_transport.Rest if config.api == 'rest' else predict_transport.Grpc
+        self._transport: Transport = make(config.address, config.model_name, config.seconds)
+        self._version, self._found = config.version, False
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What the answers depend on."""
+        return {'client': [self._config.address, self._config.model_name, self._version, self._config.signature,
+                           self._config.max_image_mib]}
+
+    def find_model(self) -> list[str]:
+        """The class names of the model, once it answers. Raises UserError if it cannot be asked.
+
+        Of all signatures only `classify` gives names.
+        """
+        address, signature = self._config.address, self._config.signature
+        try:
+            self._version = self._version or self._until_answered(self._transport.newest)[0]
+            classes = self._until_answered(lambda: self._predict('classify', predict_transport.CLASSIFY_INPUTS))[0]
+            names = classes['classes'][0]
+            outputs = self._until_answered(lambda: self._predict(signature, {'image_bytes': [b'']}))[0]
+        except Missing as missing:
+            raise UserError(f'--model_name={self._config.model_name}: {address} does not serve it ({missing}).'
+                            ) from None
+        except TimedOut as late:
+            raise UserError(f'--server={address}: {late}.') from None
+        except Refused as refused:
+            raise UserError(f'--server={address}: {refused}; this client asks exports of boardrec, whose '
+                            f'signatures are classify and --signature={signature}.') from None
+        except (KeyError, IndexError, TypeError):
+            raise UserError(f'--server={address}: signature classify does not name the classes, as it does in exports '
+                            'of boardrec.') from None
+        for output in ('label', 'probabilities'):
+            if output not in outputs:
+                raise UserError(f'--signature={signature}: gives {", ".join(sorted(outputs))}, and no {output}.')
+        self._found = True
+        return names
+
+    def send(self, candidates: Iterable[Candidate]) -> Sent:
+        """Reads the files and asks about them. Raises UserError if the server is away for longer than all retries."""
+        read = [(candidate.path, *_read(candidate, self._config.max_image_mib << 20)) for candidate in candidates]
+        images = [data for _, data, error in read if not error]
+        answered = self._ask(images) if images else Sent([])
+        rows = iter(answered.rows)
+        return answered._replace(rows=[Row(path, error=error) if error else next(rows)._replace(path=path)
+                                       for path, _, error in read])
+
+    def close(self) -> None:
+        """Ends the connections; requests under way fail."""
+        self.give_up()
+        self._transport.close()
+
+    def give_up(self) -> None:
+        """Has no request sent again."""
+        self._closed.set()
+
+    def _ask(self, images: list[bytes]) -> Sent:
+        """A row an image, without paths. One that the server refuses, or that makes a request too large, costs no
+        other its answer.
+        """
+        try:
+            (outputs, milliseconds), tries = self._until_answered(lambda: self._timed(images))
+            return Sent(_rows(outputs, len(images)), milliseconds, tries - 1)
+        except Refused as refused:
+            if len(images) == 1 or isinstance(refused, TimedOut):
+                return Sent([Row('', error=str(refused))] * len(images), refused=str(refused))
+        half = len(images) // 2
+        first, second = self._ask(images[:half]), self._ask(images[half:])
+        return Sent(first.rows + second.rows, second.milliseconds or first.milliseconds,
+                    first.retries + second.retries, first.refused and second.refused)
+
+    def _timed(self, images: list[bytes]) -> tuple[predict_transport.Outputs, float]:
+        start = time.perf_counter()
+        outputs = self._predict(self._config.signature, {'image_bytes': images})
+        return outputs, 1000 * (time.perf_counter() - start)
+
+    def _predict(self, signature: str, inputs: dict[str, list[bytes]]) -> predict_transport.Outputs:
+        return self._transport.predict(signature, self._version, inputs)
+
+    def _until_answered(self, ask: Callable[[], Answer]) -> tuple[Answer, int]:
+        """What `ask` returns, and after how many tries.
+
+        Raises Missing where the model is not there after fewer of them, unless it was: then it is loaded again.
+        """
+        address, retries = self._config.address, self._config.retries
+        for tries in itertools.count(1):
+            try:
+                return ask(), tries
+            except Again as error:
+                again = error
+            if isinstance(again, Missing) and not self._found:
+                retries = min(retries, _LOADING_RETRIES)
+                if tries > retries:
+                    raise again
+            if tries == 1 <= retries and not self._found:
+                progress.say(f'{address}: {again}; asking again up to {prediction_file.counted(retries, "time")}')
+            if tries > retries or self._closed.wait(wait_seconds(tries - 1)):
+                raise UserError(f'--server={address}: {again}, after {prediction_file.counted(tries, "attempt")}; see '
+                                f'that a server runs there, or wait longer with more than --retries={retries}.')
+        raise AssertionError
+
+
+def wait_seconds(number: int) -> float:
+    """How long to wait after try `number`, from 0: at random, so that clients do not come back together."""
+    return random.uniform(0.5, 1) * min(_MAX_WAIT_SECONDS, _WAIT_SECONDS * 2**number)
+
+
+def _write(config: PredictClientConfig, client: Client, candidates: Iterator[Candidate], writer: Writer,
+           stop: stopping.Stop, total: int | None) -> list[Sent]:
+    """Writes the rows in order, while other requests are under way; returns what became of these, without rows."""
     pending: deque[concurrent.futures.Future] = deque()
+    done: list[Sent] = []
     pool = concurrent.futures.ThreadPoolExecutor(config.concurrency)
-    try:
-        with progress.bar('predicting', total=None, unit='images') as bar:
-            for batch in _batched(image_paths.find(config.images), config.batch_size):
-                pending.append(pool.submit(_send, config, ask, batch))
+
+    def write_first() -> None:
+        sent = pending[0].result()
+        with stop.deferred():  # or a signal might come between the two
+            writer.write(sent.rows)
+            pending.popleft()
+        bar.update(len(sent.rows))
+        done.append(sent._replace(rows=[]))
+        if stop.requested:
+            raise cli.Interrupted(stop.number)
+
+    with progress.bar('predicting', total=total, unit='images', initial=writer.rows) as bar:
+        try:
+            for batch in _batched(candidates, config.batch_size):
+                pending.append(pool.submit(client.send, batch))
                 if len(pending) >= 2 * config.concurrency:
-                    yield _shown(pending.popleft().result(), bar)
+                    write_first()
             while pending:
-                yield _shown(pending.popleft().result(), bar)
-    finally:
-        pool.shutdown(cancel_futures=True)
+                write_first()
+        except KeyboardInterrupt:
+            _write_under_way(client, pool, pending, writer)
+            raise
+        finally:
+            client.give_up()
+            pool.shutdown(cancel_futures=True)
+    return done
+
+
+def _write_under_way(client: Client, pool: concurrent.futures.Executor, pending: Iterable[concurrent.futures.Future],
+                     writer: Writer) -> None:
+    """Waits for the requests that were sent, after a signal, and writes their rows."""
+    print('waiting for the requests under way; once more ends it at once', file=sys.stderr)
+    client.give_up()
+    pool.shutdown(wait=False, cancel_futures=True)
+    with contextlib.suppress(concurrent.futures.CancelledError, UserError):
+        for future in pending:
+            writer.write(future.result().rows)
+
+
+def _require_answers(config: PredictClientConfig, sent: list[Sent], writer: Writer, earlier: int) -> None:
+    """Raises UserError, and takes the rows back, where the server has refused all that it was asked."""
+    reason = next((one.refused for one in sent if one.refused), '')
+    if reason and not earlier and all(one.milliseconds is None for one in sent):
+        writer.discard()
+        raise UserError(f'--server={config.address}: every request was refused, the first with {reason}.')
 
 
 def _batched(candidates: Iterable[Candidate], size: int) -> Iterator[tuple[Candidate, ...]]:
@@ -155,43 +301,8 @@ def _batched(candidates: Iterable[Candidate], size: int) -> Iterator[tuple[Candi
         yield batch
 
 
-def _shown(sent: Sent, bar: Any) -> Sent:
-    bar.update(len(sent.answers))
-    return sent
-
-
-def _send(config: PredictClientConfig, ask: Ask, candidates: Iterable[Candidate]) -> Sent:
-    """Reads the files and asks about them. Raises UserError if the server is away for longer than all retries."""
-    read = [(candidate.path, *_read(candidate, config.max_image_mib << 20)) for candidate in candidates]
-    images = [data for _, data, error in read if not error]
-    if not images:
-        return Sent([Answer(path, error=error) for path, _, error in read], None, 0)
-    tries = itertools.count()
-    while True:
-        number, start = next(tries), time.perf_counter()
-        try:
-            rows = _rows(ask(images))
-            break
-        except Refused as refused:
-            rows = [Answer('', error=str(refused))] * len(images)
-            break
-        except Again as again:
-            if number >= config.retries:
-                raise UserError(f'--server={config.address}: {again}, after {number + 1} tries.') from None
-            time.sleep(wait_seconds(number))
-    milliseconds, answered = 1000 * (time.perf_counter() - start), iter(rows)
-    answers = [Answer(path, error=error) if error else
-               next(answered)._replace(path=path, milliseconds=round(milliseconds, 3)) for path, _, error in read]
-    return Sent(answers, milliseconds, number)
-
-
-def wait_seconds(number: int) -> float:
-    """How long to wait after try `number`, from 0: at random, so that clients do not come back together."""
-    return random.uniform(0, min(_MAX_WAIT_SECONDS, _WAIT_SECONDS * 2**number))
-
-
 def _read(candidate: Candidate, max_bytes: int) -> tuple[bytes, str]:
-    """A file's bytes, or the reason why there are none."""
+    """A file's bytes, or the reason why there are none, in the words of boardrec.predict."""
     path, reason = candidate
     try:
         if reason:
@@ -208,115 +319,17 @@ def _read(candidate: Candidate, max_bytes: int) -> tuple[bytes, str]:
         return b'', f'unreadable: {error}'
 
 
-def _rows(outputs: dict[str, list[Any]]) -> list[Answer]:
-    """An answer an image, without its path. Raises UserError if the signature is for something else."""
-    if 'label' not in outputs:
-        raise UserError(f'--signature: it gives {", ".join(sorted(outputs))}, and no label.')
-    count = len(outputs['label'])
-    valid = outputs.get('valid', [True] * count)
-    codes = outputs.get('error_code', ['not decoded'] * count)
-    scores, probabilities = outputs.get('score', [None] * count), outputs.get('probabilities', [[]] * count)
-    return [Answer('', outputs['label'][i], scores[i], tuple(probabilities[i])) if valid[i] else
-            Answer('', error=codes[i] or 'not decoded') for i in range(count)]
-
-
-def _over_rest(config: PredictClientConfig, stack: contextlib.ExitStack) -> Ask:
-    version = f'/versions/{config.version}' if config.version else ''
-    path = f'/v1/models/{config.model_name}{version}:predict'
-    idle: queue.SimpleQueue[http.client.HTTPConnection] = queue.SimpleQueue()  # kept open
-    stack.callback(_close_all, idle)
-
-    def ask(images: list[bytes]) -> dict[str, list[Any]]:
-        encoded = [{'b64': base64.b64encode(data).decode()} for data in images]
-        body = json.dumps({'signature_name': config.signature, 'inputs': {'image_bytes': encoded}})
-        try:
-            connection = idle.get_nowait()
-        except queue.Empty:
-            connection = http.client.HTTPConnection(config.address, timeout=config.seconds)
-        try:
-            connection.request('POST', path, body, {'Content-Type': 'application/json'})
-            response = connection.getresponse()
-            status, answer = response.status, response.read()
-        except (OSError, http.client.HTTPException) as error:
-            connection.close()
-            raise Again(f'no answer ({error})') from None
-        idle.put(connection)
-        if status == 200:
-            return _named(json.loads(answer)['outputs'])
-        _refuse_http(config, status, answer)
-
-    return ask
-
-
-def _close_all(idle: queue.SimpleQueue) -> None:
-    while not idle.empty():
-        idle.get().close()
-
-
-def _refuse_http(config: PredictClientConfig, status: int, answer: bytes) -> None:
-    try:
-        reason = json.loads(answer)['error']
-    except (ValueError, KeyError, TypeError):
-        reason = answer[:200].decode('utf-8', 'replace')
-    if status in _AGAIN_HTTP:
-        raise Again(f'{status}: {reason}')
-    if status == 404:
-        raise UserError(f'--model_name={config.model_name}: {reason}.')
-    raise Refused(f'{status}: {reason}')
-
-
-def _named(outputs: Any) -> dict[str, list[Any]]:
-    return outputs if isinstance(outputs, dict) else {'output': outputs}
-
-
-def _over_grpc(config: PredictClientConfig, stack: contextlib.ExitStack) -> Ask:
-    channel = stack.enter_context(grpc.insecure_channel(config.address, options=[
-        ('grpc.max_receive_message_length', -1), ('grpc.max_send_message_length', -1)]))
-    call = channel.unary_unary(predict_messages.METHOD, request_serializer=lambda request: request.SerializeToString(),
-                               response_deserializer=predict_messages.message('PredictResponse').FromString)
-    make = functools.partial(predict_messages.request, config.model_name, config.version, config.signature)
-
-    def ask(images: list[bytes]) -> dict[str, list[Any]]:
-        try:
-            return predict_messages.outputs(call(make(images), timeout=config.seconds))
-        except grpc.RpcError as error:
-            _refuse_grpc(config, error.code(), error.details())
-
-    return ask
-
-
-def _refuse_grpc(config: PredictClientConfig, code: grpc.StatusCode, reason: str) -> None:
-    if code in _AGAIN_GRPC and 'larger than max' not in reason:
-        raise Again(f'{code.name}: {reason}')
-    if code == grpc.StatusCode.NOT_FOUND:
-        raise UserError(f'--model_name={config.model_name}: {reason}.')
-    raise Refused(f'{code.name}: {reason}')
-
-
-def _opened(config: PredictClientConfig, stack: contextlib.ExitStack) -> TextIO | None:
-    if not config.output:
-        return None
-    out = sys.stdout if config.output == '-' else stack.enter_context(
-        open(config.output, 'w', encoding='utf-8', errors='surrogateescape', newline=''))
-    if not config.output.lower().endswith('.jsonl'):
-        csv.writer(out, lineterminator='\n').writerow(_COLUMNS)
-    return out
-
-
-def _write(out: TextIO | None, output: str, answers: list[Answer]) -> None:
-    if out is None:
-        return
-    text = io.StringIO()
-    if output.lower().endswith('.jsonl'):
-        for answer in answers:
-            text.write(json.dumps(answer._asdict(), ensure_ascii=True) + '\n')
-    else:
-        rows = csv.writer(text, lineterminator='\n')
-        rows.writerows(answer._replace(probabilities=' '.join(f'{p:.9g}' for p in answer.probabilities))
-                       for answer in answers)
-    out.write(text.getvalue())
-    out.flush()
+def _rows(outputs: predict_transport.Outputs, count: int) -> list[Row]:
+    """A row an image, without its path. Raises Refused if there are not as many answers as images."""
+    labels, probabilities = outputs.get('label', []), outputs.get('probabilities', [])
+    valid, codes = outputs.get('valid', [True] * count), outputs.get('error_code', [''] * count)
+    for name, values in (('label', labels), ('probabilities', probabilities), ('valid', valid), ('error_code', codes)):
+        if len(values) != count:
+            raise Refused(f'an answer of {len(values)} rows of {name} to {count} images')
+    as_float32 = np.asarray(probabilities, np.float32).tolist()  # JSON has more digits, or fewer
+    return [Row('', labels[i], prediction_file.rounded(as_float32[i])) if valid[i] else
+            Row('', error=codes[i] or 'not decoded') for i in range(count)]
 
 
 if __name__ == '__main__':
-    cli.run(main, PredictClientConfig)
+    cli.run(main, PredictClientConfig, resumes=True)

@@ -12,6 +12,8 @@ from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
 import numpy as np
 
 METHOD = '/tensorflow.serving.PredictionService/Predict'
+# A tf.Example (tensorflow/core/example/feature.proto) whose one feature, image_bytes, is [b''].
+EXAMPLE_OF_NOTHING = b'\n\x15\n\x13\n\x0bimage_bytes\x12\x04\n\x02\n\0'
 _PACKAGE = 'boardrec_client'
 _FIELD = descriptor_pb2.FieldDescriptorProto
 _FLOAT, _BOOL, _STRING, _BYTES, _INT32, _INT64 = (
@@ -45,16 +47,17 @@ def message(name: str) -> Any:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(f'{_PACKAGE}.{name}'))
 
 
-def request(name: str, version: int, signature: str, images: list[bytes]) -> Any:
-    """A PredictRequest for encoded images; version 0 asks for the newest."""
+def request(name: str, version: int, signature: str, inputs: dict[str, list[bytes]]) -> Any:
+    """A PredictRequest for inputs of strings; version 0 asks for the newest."""
     made = message('PredictRequest')()
     made.model_spec.name, made.model_spec.signature_name = name, signature
     if version:
         made.model_spec.version.value = version
-    tensor = made.inputs['image_bytes']
-    tensor.dtype = DT_STRING
-    tensor.tensor_shape.dim.add().size = len(images)
-    tensor.string_val.extend(images)
+    for alias, values in inputs.items():
+        tensor = made.inputs[alias]
+        tensor.dtype = DT_STRING
+        tensor.tensor_shape.dim.add().size = len(values)
+        tensor.string_val.extend(values)
     return made
 
 

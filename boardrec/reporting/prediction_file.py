@@ -1,6 +1,6 @@
-"""What predict writes: a row a path, as CSV or JSON lines, in a file that survives a kill.
+"""What predict and its client write: a row a path, as CSV or JSON lines, in a file that survives a kill.
 
-While it grows it is OUTPUT.partial-KEY, in the same folder, where KEY stands for the model and the format; OUTPUT
+While it grows it is OUTPUT.partial-KEY, in the same folder, where KEY stands for model, settings and format; OUTPUT
 itself appears whole, by rename. Whoever goes on keeps the complete rows. Paths are the file system's bytes in CSV;
 JSON, which has no bytes, holds those that are not UTF-8 as lone surrogates, as Python reads and writes them.
 """
@@ -19,7 +19,7 @@ import time
 from typing import Any, BinaryIO, NamedTuple
 
 from boardrec.config import UserError
-from boardrec.data import files
+from boardrec.data import files, image_paths
 from boardrec.data.image_paths import Candidate
 
 FORMATS = ('csv', 'jsonl')
@@ -34,6 +34,16 @@ class Row(NamedTuple):
     predicted: str = ''
     probabilities: tuple[float, ...] = ()  # of float32 values, nine digits, which are enough
     error: str = ''
+
+
+def rounded(probabilities: Iterable[float]) -> tuple[float, ...]:
+    """float32 values as a Row has them."""
+    return tuple(float(f'{value:.9g}') for value in probabilities)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 row, 2 rows."""
+    return f'{number:,} {noun}{"" if number == 1 else "s"}'
 
 
 def header(names: Sequence[str], kind: str) -> bytes:
@@ -65,6 +75,37 @@ def decode(file: BinaryIO, names: Sequence[str], kind: str) -> Iterator[tuple[Ro
             yield row, end
 
 
+def format_of(output: str, output_format: str) -> str:
+    """The format of an output, which may be - for standard output. Raises UserError if nothing says it."""
+    ending = 'csv' if output == '-' else pathlib.Path(output).suffix[1:].lower()
+    kind = ending if output_format == 'auto' else output_format
+    if kind not in FORMATS:
+        raise UserError(f'--output={output}: must end in .csv or .jsonl, or give --output_format.')
+    return kind
+
+
+def candidates_of(images: str, output: pathlib.Path | None) -> tuple[Iterator[Candidate], int | None]:
+    """What --images means without the output's own files, and how many that is: they are counted beforehand, but for
+    those on standard input.
+
+    Raises UserError if there are none.
+    """
+    def found() -> Iterator[Candidate]:
+        return (one for one in image_paths.find(images) if not (output and is_own(one.path, output)))
+
+    if images != image_paths.STANDARD_INPUT:
+        total = sum(1 for _ in found())
+        if not total:
+            raise UserError(f'--images={images}: no file there; name a folder, an image, a list of paths that '
+                            'ends in .txt, or a quoted glob.')
+        return found(), total
+    candidates = found()
+    first = next(candidates, None)
+    if first is None:
+        raise UserError('--images=-: no path on standard input; end each by a line break, or by a NUL.')
+    return itertools.chain([first], candidates), None
+
+
 def require_output(output: pathlib.Path) -> None:
     """Raises UserError for an output that would replace anything but earlier predictions: a photograph, say."""
     if output.is_dir() or not output.absolute().parent.is_dir():
@@ -81,8 +122,14 @@ def is_own(path: str, output: pathlib.Path) -> bool:
     """Whether a path is the output or a part of it, which may lie among the images."""
     if not os.path.basename(path).startswith(output.name):  # as good as always, and it need be fast
         return False
-    path, own = os.path.abspath(path), os.path.abspath(output)
+    path, own = _place(path), _place(output)
     return path == own or path.startswith(_partial_prefix(own))
+
+
+def _place(path: os.PathLike | str) -> str:
+    """A path whose folder is named without links."""
+    folder, name = os.path.split(path)
+    return os.path.join(os.path.realpath(folder), name)
 
 
 class Writer:
@@ -105,14 +152,16 @@ class Writer:
         begin = header(self._names, self._kind)
         self._file.seek(0)
         end, again = 0, deque()  # of what is kept; candidates whose rows are complete and not kept
+        kept = kept_errors = 0
         if self._file.read(len(begin)) == begin:
             end, errors = len(begin), 0
             for number, (row, offset) in enumerate(decode(self._file, self._names, self._kind), 1):
                 again.append(self._same(row, next(candidates, None), number))
                 errors += row.error != ''
                 if number % multiple == 0:
-                    end, self.rows, self.failed = len(begin) + offset, number, errors
+                    end, kept, kept_errors = len(begin) + offset, number, errors
                     again.clear()
+        self.rows, self.failed = kept, kept_errors
         self._file.seek(end)
         self._file.truncate()
         if not end:
@@ -129,6 +178,16 @@ class Writer:
             os.fsync(self._file.fileno())
             self._synced = time.monotonic()
 
+    def discard(self) -> None:
+        """Takes back all rows of a file."""
+        if self._output is not None:
+            self._file.truncate(self._file.seek(len(header(self._names, self._kind))))
+        self.rows = self.failed = 0
+
+    def summary(self) -> str:
+        """How many images were classified, and how many files not."""
+        return f'{counted(self.rows - self.failed, "image")} classified, {counted(self.failed, "file")} could not be'
+
     def _same(self, row: Row, candidate: Candidate | None, number: int) -> Candidate:
         if candidate is None or candidate.path != row.path:
             now = 'nothing' if candidate is None else f'{candidate.path!r}'
@@ -140,10 +199,11 @@ class Writer:
 
 @contextlib.contextmanager
 def opened(output: pathlib.Path, names: Sequence[str], kind: str, identity: dict[str, Any]) -> Iterator[Writer]:
-    """A Writer whose file becomes `output` when the block ends, and stays a part of it after an exception.
+    """A Writer whose file becomes `output` when the block ends, and stays a part of it after an exception, which gets a
+    note that says so.
 
-    `identity` is what makes the rows those of one model. Raises UserError if there is a part by another model or in
-    another format, or another process is at work.
+    `identity` is what makes the rows those of one model and one set of settings. Raises UserError if there is a part by
+    others or in another format, or another process is at work.
     """
     partial = _partial(output, {**identity, 'class_names': list(names), 'format': kind})
     lock = files.LockFile(partial)
@@ -158,11 +218,14 @@ def opened(output: pathlib.Path, names: Sequence[str], kind: str, identity: dict
                 file.flush()
                 os.fsync(file.fileno())
                 os.replace(partial, output)
-            except BaseException:
+            except BaseException as error:
                 file.flush()
                 os.fsync(file.fileno())
                 if os.fstat(file.fileno()).st_size <= len(header(names, kind)):
                     partial.unlink()
+                elif writer.rows:
+                    error.add_note(f'{counted(writer.rows, "row")} of {output} {"is" if writer.rows == 1 else "are"} '
+                                   'written, and the same command goes on behind them')
                 raise
             files.sync(output.absolute().parent)
     finally:
@@ -176,8 +239,8 @@ def _partial(output: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path:
               if name.startswith(os.path.basename(_partial_prefix(output))) and name != own.name]
     if others:
         raise UserError(f'--output={output}: {output.absolute().parent / min(others)} is what was interrupted of '
-                        'predictions by another model or in another format: finish or remove it, or name another '
-                        'output.')
+                        'predictions by another model, with other settings or in another format: finish or remove it, '
+                        'or name another output.')
     return own
 
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from boardrec import progress
 from boardrec.config import UserError
 from boardrec.serving import publish
+from boardrec.training.run_dir import RunDir
 
 _GRAPH = 'saved_model.pb'
 
@@ -23,29 +25,57 @@ class Answer(NamedTuple):
 def find(path: str) -> tuple[pathlib.Path, dict[str, Any]]:
     """The folder of the version that a path names, or of the newest in it, and its metadata. Without TensorFlow.
 
-    Raises UserError if boardrec has exported none there.
+    A newer folder that is no export is told of and passed over, as a server does. Raises UserError if there is none.
     """
     given = pathlib.Path(path)
-    versions = publish.versions(given)
-    folder = given / str(versions[-1]) if versions and not (given / _GRAPH).is_file() else given
-    try:
-        metadata = json.loads((folder / publish.METADATA).read_bytes())
-        if not (folder / _GRAPH).is_file() or not all(isinstance(name, str) for name in metadata['class_names']):
-            raise ValueError
-    except (OSError, ValueError, KeyError, TypeError):
-        raise UserError(f'--saved_model={path}: there is no export in it ({_GRAPH} and {publish.METADATA}); make one '
-                        'with python -m boardrec.export.') from None
+    folders = _folders(given)
+    found = [(folder, metadata) for folder in folders if (metadata := _metadata(folder))]
+    if not found:
+        is_run = RunDir(given).flags.is_file()
+        way_out = f'it is a run: give --run_dir={path}' if is_run else 'make one with python -m boardrec.export'
+        raise UserError(f'--saved_model={path}: there is no export in it ({_GRAPH} and {publish.METADATA}); {way_out}.')
+    folder, metadata = found[0]
+    if folder != folders[0]:
+        progress.say(f'{folders[0]} is no export ({_GRAPH} or {publish.METADATA} is missing or damaged): {folder} is '
+                     'taken')
     if set(str(folder.absolute())) & set('[]*?'):
         raise UserError(f'--saved_model={path}: TensorFlow loads no model from a path with one of []*? in it.')
     return folder, metadata
 
 
+def is_there(path: str) -> bool:
+    """Whether a path names an export, or a folder of some."""
+    return any(map(_metadata, _folders(pathlib.Path(path))))
+
+
+def _folders(given: pathlib.Path) -> list[pathlib.Path]:
+    """A version itself, or the versions in a folder, the newest first."""
+    if (given / _GRAPH).is_file():
+        return [given]
+    return [given / str(version) for version in reversed(publish.versions(given))]
+
+
+def _metadata(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What an export says of itself; None of what is none."""
+    try:
+        metadata = json.loads((folder / publish.METADATA).read_bytes())
+        good = (folder / _GRAPH).is_file() and all(isinstance(name, str) for name in metadata['class_names'])
+        return metadata if good else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def load(folder: pathlib.Path) -> Callable[[Sequence[bytes]], Answer]:
-    """The signature serving_default of a version; at least one image a call."""
+    """The signature serving_default of a version; at least one image a call. Raises UserError for a damaged one."""
     import tensorflow as tf
     for gpu in tf.config.list_physical_devices('GPU'):
         tf.config.experimental.set_memory_growth(gpu, True)
-    loaded = tf.saved_model.load(str(folder))  # the signature alone would not keep its variables
+    try:
+        loaded = tf.saved_model.load(str(folder))  # the signature alone would not keep its variables
+    except (OSError, ValueError, tf.errors.OpError) as error:
+        reason = (str(error).splitlines() or [''])[0]
+        raise UserError(f'--saved_model={folder}: cannot be loaded ({reason}); name another version, or export it '
+                        'again.') from None
 
     def ask(encoded: Sequence[bytes]) -> Answer:
         answer = loaded.signatures['serving_default'](image_bytes=tf.constant(encoded, tf.string))

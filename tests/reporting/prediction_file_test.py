@@ -122,7 +122,7 @@ def test_another_model_or_format_is_refused(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         write(path, 'csv', stop=5)
     for kind, identity in (('csv', {'weights': 'b'}), ('jsonl', None)):
-        with pytest.raises(UserError, match='by another model or in another format: finish or remove it, or name'):
+        with pytest.raises(UserError, match='with other settings or in another format: finish or remove it, or name'):
             write(path, kind, identity=identity)
     assert write(path, 'csv') == len(ODD) - 5
 
