@@ -10,9 +10,8 @@ import numpy as np
 from boardrec import progress
 from boardrec.config import UserError
 from boardrec.serving import publish
+from boardrec.serving.publish import GRAPH
 from boardrec.training.run_dir import RunDir
-
-_GRAPH = 'saved_model.pb'
 
 
 class Answer(NamedTuple):
@@ -33,13 +32,12 @@ def find(path: str) -> tuple[pathlib.Path, dict[str, Any]]:
     if not found:
         is_run = RunDir(given).flags.is_file()
         way_out = f'it is a run: give --run_dir={path}' if is_run else 'make one with python -m boardrec.export'
-        raise UserError(f'--saved_model={path}: there is no export in it ({_GRAPH} and {publish.METADATA}); {way_out}.')
+        raise UserError(f'--saved_model={path}: there is no export in it ({GRAPH} and {publish.METADATA}); {way_out}.')
     folder, metadata = found[0]
     if folder != folders[0]:
-        progress.say(f'{folders[0]} is no export ({_GRAPH} or {publish.METADATA} is missing or damaged): {folder} is '
+        progress.say(f'{folders[0]} is no export ({GRAPH} or {publish.METADATA} is missing or damaged): {folder} is '
                      'taken')
-    if set(str(folder.absolute())) & set('[]*?'):
-        raise UserError(f'--saved_model={path}: TensorFlow loads no model from a path with one of []*? in it.')
+    publish.require_loadable(folder, 'saved_model')
     return folder, metadata
 
 
@@ -50,7 +48,7 @@ def is_there(path: str) -> bool:
 
 def _folders(given: pathlib.Path) -> list[pathlib.Path]:
     """A version itself, or the versions in a folder, the newest first."""
-    if (given / _GRAPH).is_file():
+    if (given / GRAPH).is_file():
         return [given]
     return [given / str(version) for version in reversed(publish.versions(given))]
 
@@ -59,7 +57,7 @@ def _metadata(folder: pathlib.Path) -> dict[str, Any] | None:
     """What an export says of itself; None of what is none."""
     try:
         metadata = json.loads((folder / publish.METADATA).read_bytes())
-        good = (folder / _GRAPH).is_file() and all(isinstance(name, str) for name in metadata['class_names'])
+        good = (folder / GRAPH).is_file() and all(isinstance(name, str) for name in metadata['class_names'])
         return metadata if good else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
