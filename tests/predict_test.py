@@ -90,9 +90,9 @@ def test_run_and_export_say_the_same_of_odd_files_too(finished_run, models, odd,
     assert capsys.readouterr().out.splitlines()[-1].startswith(
         f'{tmp_path}/run.csv: 11 images classified, 7 files could not be; ')
     errors = {row['path'].removeprefix(f'{odd}/'): row['error'] for row in rows if row['error']}
-    assert errors == {'cut.jpg': 'truncated', 'cut.tif': 'not an image', 'empty.jpg': 'empty', 'note.txt': 'not an image',
-                      'broken': 'unreadable: No such file or directory', 'pipe': 'not a regular file',
-                      'sub/loop': 'folder found a second time, through a link'}
+    assert errors == {'cut.jpg': 'truncated', 'cut.tif': 'not an image', 'empty.jpg': 'empty',
+                      'note.txt': 'not an image', 'broken': 'unreadable: No such file or directory',
+                      'pipe': 'not a regular file', 'sub/loop': 'folder found a second time, through a link'}
     assert all(row['predicted'] == row['p_positive'] == '' for row in rows if row['error'])
     paths = {os.fsencode(row['path']) for row in rows}
     assert {os.fsencode(path) for path in odd.rglob('*') if path.name != 'sub'} == paths

@@ -17,8 +17,8 @@ from predict_client import PredictClientConfig
 import predict_messages
 import pytest
 
-from boardrec import cli
-from boardrec.config import UserError
+from boardrec import cli, predict
+from boardrec.config import PredictConfig, UserError
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'serving'))
 import served_models  # noqa: E402
@@ -76,6 +76,22 @@ def test_rest_and_grpc_write_what_predict_writes_in_the_order_of_the_paths(serve
         assert np.float32(row['p_positive']) == score and np.float32(row['p_negative']) == 1 - score
         assert row['predicted'] == served_models.CLASS_NAMES[int(score >= 0.5)]
     assert rows[9]['error'] == f'too large: {(1 << 20) + 1} bytes, at most {1 << 20}'
+
+
+@pytest.mark.long
+def test_the_file_of_an_export_is_that_of_predict(exported, source_images, tmp_path):
+    images, said = source_images / 'positive', {}
+    predict.main(PredictConfig(saved_model=str(exported), images=str(images), output=str(tmp_path / 'predict.csv')))
+    with servers.running(exported.parent) as found:
+        servers.wait_until(lambda: servers.is_ready(found))
+        for api in ('rest', 'grpc'):
+            predict_client.main(config_of(found, api, images, tmp_path / f'{api}.csv', batch_size=32, concurrency=1))
+            said[api] = (tmp_path / f'{api}.csv').read_bytes()
+    assert said['rest'] == said['grpc']
+    columns = rows_of(tmp_path / 'rest.csv'), rows_of(tmp_path / 'predict.csv')
+    for ours, theirs in zip(*columns, strict=True):
+        assert ours == {**theirs, **{name: ours[name] for name in ('p_negative', 'p_positive')}}
+        assert float(ours['p_positive']) == pytest.approx(float(theirs['p_positive']), abs=1e-5)
 
 
 @pytest.mark.parametrize('api', ['rest', 'grpc'])
