@@ -19,6 +19,7 @@ import pytest
 
 from boardrec import cli, predict
 from boardrec.config import PredictConfig, UserError
+from boardrec.reporting.prediction_file import Writer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'serving'))
 import served_models  # noqa: E402
@@ -119,6 +120,22 @@ def test_what_a_server_refuses(served, photographs, tmp_path, monkeypatch, api):
     with pytest.raises(UserError, match=f'^--server=.*: every request was refused, the first with {refused}'):
         predict_client.main(config_of(served, api, photographs / '0.jpg', output))
     assert list(tmp_path.iterdir()) == [photographs]
+
+
+def test_a_signal_between_a_write_and_the_next_costs_and_doubles_no_row(served, photographs, tmp_path, monkeypatch):
+    output, write = tmp_path / 'out.csv', Writer.write
+
+    def interrupted(writer, rows):
+        write(writer, rows)
+        if writer.rows == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    predict_client.main(config_of(served, 'rest', photographs, tmp_path / 'whole.csv'))
+    monkeypatch.setattr(Writer, 'write', interrupted)
+    with pytest.raises(cli.Interrupted):
+        predict_client.main(config_of(served, 'rest', photographs, output, concurrency=1))
+    predict_client.main(config_of(served, 'rest', photographs, output))
+    assert output.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
 
 
 class Typed:
