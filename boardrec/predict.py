@@ -7,6 +7,7 @@ import pathlib
 import sys
 import time
 from typing import Any, NamedTuple
+import warnings
 
 from boardrec import cli, progress
 from boardrec.config import PredictConfig, UserError
@@ -111,8 +112,9 @@ def _write(config: PredictConfig, model: Model, candidates: Iterator[Candidate],
     held = max(_HELD_BYTES, 2 * model.batch_bytes)
     load = functools.partial(read_ahead.load, content_of=model.content_of, max_bytes=config.max_image_mib << 20)
     loaded = read_ahead.in_order(candidates, load, ahead=2 * config.batch_size + read_ahead.THREADS, held_bytes=held)
-    with contextlib.closing(loaded), progress.bar(
+    with contextlib.closing(loaded), warnings.catch_warnings(), progress.bar(
             'predicting', total=total, unit='images', initial=writer.rows) as bar:
+        warnings.simplefilter('ignore')  # Pillow's, of odd files: what matters of them is in their rows
         for batch in _batches(loaded, config.batch_size, held):
             writer.write(_rows(batch, model))
             bar.update(len(batch))

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 from PIL import Image
@@ -50,6 +51,7 @@ def odd(tmp_path_factory, source_images):
         shutil.copy(good, os.fsencode(folder / 'sub') + b'/' + name)
     (folder / 'empty.jpg').touch()
     (folder / 'note.txt').write_text('hello')
+    (folder / 'cut.tif').write_bytes(b'II*\0\x08\0\0\0\0\0')  # Pillow warns of it
     (folder / 'cut.jpg').write_bytes(good.read_bytes()[:-300])
     (folder / 'broken').symlink_to(folder / 'gone')
     (folder / 'sub' / 'loop').symlink_to(folder)
@@ -81,13 +83,16 @@ def test_the_same_probabilities_as_evaluation(finished_run, source_images, tmp_p
 
 
 def test_run_and_export_say_the_same_of_odd_files_too(finished_run, models, odd, tmp_path, capsys):
-    rows = run(finished_run, odd, tmp_path / 'run.csv', batch_size=5)
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter('always')
+        rows = run(finished_run, odd, tmp_path / 'run.csv', batch_size=5)
+    assert not [one for one in said if 'PIL' in one.filename]
     assert capsys.readouterr().out.splitlines()[-1].startswith(
-        f'{tmp_path}/run.csv: 11 images classified, 6 files could not be; ')
+        f'{tmp_path}/run.csv: 11 images classified, 7 files could not be; ')
     errors = {row['path'].removeprefix(f'{odd}/'): row['error'] for row in rows if row['error']}
-    assert errors == {'cut.jpg': 'truncated', 'empty.jpg': 'empty', 'note.txt': 'not an image',
-                      'broken': 'unreadable: No such file or directory', 'pipe': 'not a regular file',
-                      'sub/loop': 'folder found a second time, through a link'}
+    assert errors == {'cut.jpg': 'truncated', 'cut.tif': 'not an image', 'empty.jpg': 'empty',
+                      'note.txt': 'not an image', 'broken': 'unreadable: No such file or directory',
+                      'pipe': 'not a regular file', 'sub/loop': 'folder found a second time, through a link'}
     assert all(row['predicted'] == row['p_positive'] == '' for row in rows if row['error'])
     paths = {os.fsencode(row['path']) for row in rows}
     assert {os.fsencode(path) for path in odd.rglob('*') if path.name != 'sub'} == paths
@@ -107,7 +112,7 @@ def test_json_lines_on_standard_output_of_paths_on_standard_input(finished_run, 
     out, err = capfdbinary.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [os.fsencode(row['path']) for row in rows] == paths
-    assert b'standard output: 11 images classified, 6 files could not be' in err
+    assert b'standard output: 11 images classified, 7 files could not be' in err
     good = [row for row in rows if row['error'] is None]
     assert all(set(row['probabilities']) == {'negative', 'positive'} and row['predicted'] for row in good)
     assert all(sum(row['probabilities'].values()) == pytest.approx(1, abs=1e-6) for row in good)

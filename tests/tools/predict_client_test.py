@@ -13,12 +13,14 @@ import threading
 
 import numpy as np
 import predict_client
-from predict_client import PredictClientConfig
 import predict_messages
+import predict_requests
+from predict_requests import PredictClientConfig
 import pytest
 
-from boardrec import cli
-from boardrec.config import UserError
+from boardrec import cli, predict
+from boardrec.config import PredictConfig, UserError
+from boardrec.reporting.prediction_file import Writer
 
 sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / 'serving'))
 import served_models  # noqa: E402
@@ -78,9 +80,25 @@ def test_rest_and_grpc_write_what_predict_writes_in_the_order_of_the_paths(serve
     assert rows[9]['error'] == f'too large: {(1 << 20) + 1} bytes, at most {1 << 20}'
 
 
+@pytest.mark.long
+def test_the_file_of_an_export_is_that_of_predict(exported, source_images, tmp_path):
+    images, said = source_images / 'positive', {}
+    predict.main(PredictConfig(saved_model=str(exported), images=str(images), output=str(tmp_path / 'predict.csv')))
+    with servers.running(exported.parent) as found:
+        servers.wait_until(lambda: servers.is_ready(found))
+        for api in ('rest', 'grpc'):
+            predict_client.main(config_of(found, api, images, tmp_path / f'{api}.csv', batch_size=32, concurrency=1))
+            said[api] = (tmp_path / f'{api}.csv').read_bytes()
+    assert said['rest'] == said['grpc']
+    columns = rows_of(tmp_path / 'rest.csv'), rows_of(tmp_path / 'predict.csv')
+    for ours, theirs in zip(*columns, strict=True):
+        assert ours == {**theirs, **{name: ours[name] for name in ('p_negative', 'p_positive')}}
+        assert float(ours['p_positive']) == pytest.approx(float(theirs['p_positive']), abs=1e-5)
+
+
 @pytest.mark.parametrize('api', ['rest', 'grpc'])
 def test_what_a_server_refuses(served, photographs, tmp_path, monkeypatch, api):
-    monkeypatch.setattr(predict_client, '_WAIT_SECONDS', 0.001)
+    monkeypatch.setattr(predict_requests, '_WAIT_SECONDS', 0.001)
     for settings, match in (
             ({'model_name': 'a/b'}, r'^--model_name=a/b: .* does not serve it \(.*found for request: Latest\(a/b\)'),
             ({'version': 7}, r'not found for request: Specific\(boardrec, 7\)'),
@@ -105,6 +123,22 @@ def test_what_a_server_refuses(served, photographs, tmp_path, monkeypatch, api):
     assert list(tmp_path.iterdir()) == [photographs]
 
 
+def test_a_signal_between_a_write_and_the_next_costs_and_doubles_no_row(served, photographs, tmp_path, monkeypatch):
+    output, write = tmp_path / 'out.csv', Writer.write
+
+    def interrupted(writer, rows):
+        write(writer, rows)
+        if writer.rows == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    predict_client.main(config_of(served, 'rest', photographs, tmp_path / 'whole.csv'))
+    monkeypatch.setattr(Writer, 'write', interrupted)
+    with pytest.raises(cli.Interrupted):
+        predict_client.main(config_of(served, 'rest', photographs, output, concurrency=1))
+    predict_client.main(config_of(served, 'rest', photographs, output))
+    assert output.read_bytes() == (tmp_path / 'whole.csv').read_bytes()
+
+
 class Typed:
     """Standard input: some paths, and then Ctrl-C once they are asked about, or the end."""
 
@@ -124,8 +158,8 @@ class Typed:
 
 def test_what_is_answered_is_kept_and_the_same_command_goes_on(served, photographs, tmp_path, monkeypatch, capsys):
     paths, output = sorted(photographs.iterdir()), tmp_path / 'out.csv'
-    settings, asked, ask = {'concurrency': 2, 'batch_size': 2}, [], predict_client.Client._ask
-    monkeypatch.setattr(predict_client.Client, '_ask',
+    settings, asked, ask = {'concurrency': 2, 'batch_size': 2}, [], predict_requests.Client._ask
+    monkeypatch.setattr(predict_requests.Client, '_ask',
                         lambda client, images: asked.extend(images) or ask(client, images))
 
     def run(count, interrupt=None, **others):
@@ -209,7 +243,7 @@ class Scripted(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def scripted(photographs, monkeypatch):
     (photographs / '4.jpg').write_bytes(b'image 4')
-    monkeypatch.setattr(predict_client, '_WAIT_SECONDS', 0.001)
+    monkeypatch.setattr(predict_requests, '_WAIT_SECONDS', 0.001)
     monkeypatch.setattr(Scripted, 'asked', 0)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Scripted) as server:
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
@@ -246,10 +280,12 @@ def test_where_the_server_stays_away_the_same_command_goes_on_later(scripted, ph
 
 def test_what_had_no_answer_in_time_is_not_sent_again(scripted, photographs, monkeypatch):
     release = threading.Event()
-    monkeypatch.setattr(Scripted, 'script', lambda _: (200, {}) if release.wait() else None)
-    with pytest.raises(UserError, match='every request was refused, the first with no answer within --seconds=0.5'):
-        predict_client.main(PredictClientConfig(images=str(photographs / '0.jpg'), server=scripted, seconds=0.5))
-    release.set()
+    monkeypatch.setattr(Scripted, 'script', lambda _: (0, None) if release.wait() else None)
+    try:
+        with pytest.raises(UserError, match='every request was refused, the first with no answer within --seconds=0.5'):
+            predict_client.main(PredictClientConfig(images=str(photographs / '0.jpg'), server=scripted, seconds=0.5))
+    finally:
+        release.set()
     assert Scripted.asked == 1
 
 
@@ -275,22 +311,22 @@ def test_a_server_that_has_just_started_is_given_time_to_load_its_model(scripted
 
 @pytest.mark.parametrize('api', ['rest', 'grpc'])
 def test_a_server_that_is_away(photographs, monkeypatch, capsys, api):
-    monkeypatch.setattr(predict_client, '_WAIT_SECONDS', 0.001)
+    monkeypatch.setattr(predict_requests, '_WAIT_SECONDS', 0.001)
     with pytest.raises(UserError, match=r'^--server=127\.0\.0\.1:1: .*refused.*, after 2 attempts; see that a server'):
         predict_client.main(PredictClientConfig(images=str(photographs), server='127.0.0.1:1', api=api, retries=1))
     assert capsys.readouterr().out.count('asking again up to 1 time\n') == 1
 
 
 def test_waits_grow_differ_and_take_a_minute_in_all():
-    waits = [[predict_client.wait_seconds(number) for _ in range(200)] for number in (0, 3, 50)]
+    waits = [[predict_requests.wait_seconds(number) for _ in range(200)] for number in (0, 3, 50)]
     assert 0.05 <= min(waits[0]) <= max(waits[0]) <= 0.1 < min(waits[1]) <= max(waits[1]) <= 0.8 < 5 <= min(waits[2])
     assert max(waits[2]) <= 10 and len(set(waits[0])) > 100
     retries = PredictClientConfig(images='i').retries
-    assert 40 <= sum(map(predict_client.wait_seconds, range(retries))) <= 85
+    assert 40 <= sum(map(predict_requests.wait_seconds, range(retries))) <= 85
 
 
 def test_the_summary():
-    sent = [predict_client.Sent([], float(i)) for i in range(101)] + [predict_client.Sent([], None, 2, 'no')]
+    sent = [predict_requests.Sent([], float(i)) for i in range(101)] + [predict_requests.Sent([], None, 2, 'no')]
     assert predict_client.summary(sent, 102, seconds=51.0) == (
         '2.0 a second; an answer took 50.0 ms (p50), 95.0 (p95), 99.0 (p99); 2 requests sent again')
 
