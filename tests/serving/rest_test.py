@@ -229,8 +229,26 @@ def test_a_body_that_is_too_large_is_refused_with_or_without_its_length(served):
     assert status == 413
     head = f'POST {PREDICT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n'
     with connected(served, head) as connection:
-        assert connection.recv(100).startswith(b'HTTP/1.1 413 ')  # without being asked for the body
+        answer = b''.join(iter(lambda: connection.recv(1000), b''))  # without being asked for the body
+    assert answer.startswith(b'HTTP/1.1 413 ') and b'\r\nconnection: close\r\n' in answer
     assert post(served, PREDICT, ROW)[0] == 200
+
+
+@pytest.mark.parametrize(('path', 'headers', 'status'), [
+    ('/v1/models/boardrec:explain', {}, 400), ('/elsewhere', {}, 404), ('/healthz', {}, 404), (PREDICT, {}, 413),
+    (PREDICT, {'Content-Encoding': 'gzip'}, 415)])
+def test_an_answer_arrives_though_its_request_is_not_wanted_and_the_connection_goes_on(served, path, headers, status):
+    connection = http.client.HTTPConnection('127.0.0.1', served.ports.rest, timeout=20)
+    connection.connect()
+    taken = connection.sock
+    connection.request('POST', path, bytes(16 << 20), headers)
+    response = connection.getresponse()
+    assert (response.status, response.headers['Connection']) == (status, None)
+    response.read()
+    connection.request('POST', PREDICT, json.dumps(ROW))
+    assert connection.getresponse().status == 200
+    assert connection.sock is taken
+    connection.close()
 
 
 def connected(served, text=''):
