@@ -10,9 +10,9 @@ from boardrec.config import ServeConfig, UserError
 
 @contextlib.contextmanager
 def bound(config: ServeConfig) -> Iterator[socket.socket]:
-    """The REST port, bound for a block. Raises UserError if it or the gRPC port cannot be had."""
+    """The REST port, listened at for a block. Raises UserError if it or the gRPC port cannot be had."""
     with _socket(config, 'grpc_port', config.grpc_port):
-        pass  # gRPC binds it itself, later
+        pass  # gRPC listens there itself, later
     with _socket(config, 'rest_port', config.rest_port) as listener:
         yield listener
 
@@ -37,6 +37,7 @@ def _socket(config: ServeConfig, flag: str, port: int) -> socket.socket:
     try:
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+        made.listen()  # at once: two sockets with SO_REUSEADDR may be bound to a port, but only one listens
     except OSError as error:
         made.close()
         raise refused(config, flag, port, error) from None

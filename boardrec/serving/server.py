@@ -37,7 +37,7 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
               started: Callable[[Ports], None] = lambda _: None) -> None:
     """Serves until `stop` is set; then takes no more connections, ends the requests under way, and returns.
 
-    `listener` is bound to the REST port. `started` hears of the ports once both answer. Raises UserError if the gRPC
+    `listener` listens at the REST port. `started` hears of the ports once both answer. Raises UserError if the gRPC
     port is taken.
     """
     measured, told = Metrics(), grpc_api.Health()
@@ -49,7 +49,7 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
     service = Service(served, batcher, request_seconds=config.request_seconds, max_held_bytes=config.max_held_mib << 20)
     max_bytes = config.max_request_mib << 20
     rpc = grpc_api.make_server(service, measured, told, max_bytes=max_bytes, max_calls=_MAX_CONNECTIONS)
-    grpc_port = _add_port(rpc, config)
+    grpc_port = _add_port(rpc, config, listener)
     app = http_protocol.reads_to_the_end(rest.app(service, measured, rest.Limits(max_bytes, config.request_seconds)))
     web = _WebServer(uvicorn.Config(
         app, http=http_protocol.PatientProtocol, ws='none', lifespan='off', log_config=None, log_level='critical',
@@ -135,8 +135,9 @@ async def _tell_health(service: Service, told: grpc_api.Health) -> None:
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
-def _add_port(rpc: Any, config: ServeConfig) -> int:
-    host = f'[{config.host}]' if ':' in config.host else config.host
+def _add_port(rpc: Any, config: ServeConfig, listener: socket.socket) -> int:
+    host = listener.getsockname()[0]  # a name may stand for several, of which gRPC is content with one that is free
+    host = f'[{host}]' if ':' in host else host
     try:
         return rpc.add_insecure_port(f'{host}:{config.grpc_port}')
     except RuntimeError:

@@ -1,6 +1,8 @@
 """The server as a whole: load with versions that change, bounded queues, broken versions, warm-up, shutdown."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import http.client
 import json
 import random
@@ -14,6 +16,8 @@ import pytest
 import served_models
 import servers
 import tensorflow as tf
+
+from boardrec.config import ServeConfig, UserError
 
 URL = '/v1/models/boardrec'
 CLIENTS = 64
@@ -204,6 +208,14 @@ def status(found):
     document = json.loads(connection.getresponse().read())
     connection.close()
     return {one['state']: one for one in document.get('model_version_status', ())}
+
+
+def test_a_grpc_port_that_another_server_took_meanwhile(served, tmp_path):
+    from boardrec.serving import ports, server
+    taken = served.ports.grpc
+    config = ServeConfig(model_dir=str(tmp_path), rest_port=0, grpc_port=0)
+    with ports.bound(config) as listener, pytest.raises(UserError, match=f'--grpc_port={taken}: another program'):
+        asyncio.run(server.run(dataclasses.replace(config, grpc_port=taken), listener, asyncio.Event()))
 
 
 def test_labels_serve_two_versions(model_dir, saved_versions):
