@@ -56,7 +56,6 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
         access_log=False, server_header=False, limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=math.ceil(config.drain_seconds)))
     watcher = threading.Thread(target=served.watch, args=(config.poll_seconds,), daemon=True)
-    await told.set(False)
     await rpc.start()
     listening = asyncio.create_task(web.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
@@ -71,7 +70,7 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
         service.stopping = True
         health.cancel()
         stopped.cancel()
-        await told.set(False)
+        await told.set(False, ended=True)  # else its watchers would hold the server open
         web.should_exit = True
         await asyncio.gather(rpc.stop(config.drain_seconds), listening)
         await asyncio.to_thread(_close, served, watcher, batcher)

@@ -252,6 +252,21 @@ def test_warm_up_requests_run_before_a_version_is_served(model_dir, saved_versio
     assert ('input image_bytes is float64' in capsys.readouterr().out) is not good
 
 
+def test_watchers_of_health_hear_of_the_end_and_do_not_hold_it_up(model_dir):
+    servers.require_serving()
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    with servers.running(model_dir, drain_seconds=3600) as found, grpc.insecure_channel(found.grpc) as channel:
+        servers.wait_until(lambda: servers.is_ready(found))
+        watch, unknown = (health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+                          for service in ('', 'other'))
+        status = health_pb2.HealthCheckResponse
+        assert next(one.status for one in watch if one.status != status.NOT_SERVING) == status.SERVING
+        assert next(unknown).status == status.SERVICE_UNKNOWN
+        found.stop()
+        assert [one.status for one in watch] == [status.NOT_SERVING]
+        assert list(unknown) == []
+
+
 def test_shutdown_answers_what_is_under_way_and_takes_no_more(tmp_path):
     folder = tmp_path / 'boardrec'
     folder.mkdir()
