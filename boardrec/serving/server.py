@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -24,6 +25,7 @@ from boardrec.serving.warmup import warm_up
 
 _MAX_CONNECTIONS = 4096
 _HEALTH_SECONDS = 0.2
+_CLOSE_SECONDS = 1.0  # for what runs at the end of --drain_seconds
 
 
 class Ports(NamedTuple):
@@ -67,13 +69,13 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
         watcher.start()
         await asyncio.wait({stopped, listening}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        service.stopping = True
+        service.stopping, end = True, time.monotonic() + config.drain_seconds
         health.cancel()
         stopped.cancel()
         await told.set(False, ended=True)  # else its watchers would hold the server open
         web.should_exit = True
         await asyncio.gather(rpc.stop(config.drain_seconds), listening)
-        await asyncio.to_thread(_close, served, watcher, batcher)
+        await asyncio.to_thread(_close, served, watcher, batcher, end)
 
 
 def name_of(config: ServeConfig) -> str:
@@ -120,12 +122,20 @@ def _load(folder: Any, version: int) -> Servable:
     return servable
 
 
-def _close(served: versions.Versions, watcher: threading.Thread, batcher: Batcher) -> None:
-    batcher.close()
+def _close(served: versions.Versions, watcher: threading.Thread, batcher: Batcher, end: float) -> None:
+    """Frees what is served, but leaves it to the process's end if a batch or a load still runs at the time `end`."""
+    end = max(end, time.monotonic() + _CLOSE_SECONDS)
+    closing = threading.Thread(target=batcher.close, daemon=True)
+    closing.start()
     served.stop()
-    if watcher.ident:  # it was started
-        watcher.join()
-    served.close()
+    for thread in (closing, watcher):
+        if thread.ident:  # it was started
+            thread.join(max(0.0, end - time.monotonic()))
+    if closing.is_alive() or watcher.is_alive():
+        print('a batch, or the load of a version, has not ended within --drain_seconds and is given up',
+              file=sys.stderr)
+    else:
+        served.close()
 
 
 async def _tell_health(service: Service, told: grpc_api.Health) -> None:

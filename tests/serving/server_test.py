@@ -9,6 +9,7 @@ import random
 import shutil
 import threading
 import time
+import types
 
 import grpc
 import numpy as np
@@ -265,6 +266,20 @@ def test_watchers_of_health_hear_of_the_end_and_do_not_hold_it_up(model_dir):
         found.stop()
         assert [one.status for one in watch] == [status.NOT_SERVING]
         assert list(unknown) == []
+
+
+def test_a_batch_that_does_not_end_is_given_up(monkeypatch, capsys):
+    servers.require_serving()
+    from boardrec.serving import server
+    monkeypatch.setattr(server, '_CLOSE_SECONDS', 0.0)
+    done, calls = threading.Event(), []
+    served = types.SimpleNamespace(stop=lambda: calls.append('stop'), close=lambda: calls.append('close'))
+    server._close(served, threading.Thread(), types.SimpleNamespace(close=done.wait), end=0.0)
+    done.set()
+    assert calls == ['stop'], 'what runs still needs its version'
+    assert 'has not ended within --drain_seconds' in capsys.readouterr().err
+    server._close(served, threading.Thread(), types.SimpleNamespace(close=done.wait), end=time.monotonic() + 20)
+    assert calls == ['stop', 'stop', 'close']
 
 
 def test_shutdown_answers_what_is_under_way_and_takes_no_more(tmp_path):
