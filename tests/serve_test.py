@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_a_port_is_taken_before_tensorflow_is_imported(tmp_path):
         with pytest.raises(UserError, match=f'--rest_port={port}: another program listens there already'):
             with ports.bound(ServeConfig(model_dir=str(tmp_path), rest_port=port, grpc_port=0)):
                 pass
+
+
+def test_only_at_a_loopback_address_a_server_has_names():
+    ours = {'localhost', '127.0.0.1', '::1'}
+    for host, address, names in (('127.0.0.1', '127.0.0.1', ours), ('Box', '127.0.0.9', {*ours, 'box', '127.0.0.9'}),
+                                 ('::1', '::1', ours), ('0.0.0.0', '0.0.0.0', None), ('::', '::', None),
+                                 ('box', '192.0.2.7', None)):
+        listener = types.SimpleNamespace(getsockname=lambda address=address: (address, 8501))
+        assert ports.names(ServeConfig(model_dir='m', host=host), listener) == names
 
 
 def test_answers_do_not_wait_for_acknowledgements(tmp_path):

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 import contextlib
 import errno
+import ipaddress
 import socket
 
 from boardrec.config import ServeConfig, UserError
@@ -15,6 +16,17 @@ def bound(config: ServeConfig) -> Iterator[socket.socket]:
         pass  # gRPC listens there itself, later
     with _socket(config, 'rest_port', config.rest_port) as listener:
         yield listener
+
+
+def names(config: ServeConfig, listener: socket.socket) -> frozenset[str] | None:
+    """What a request's Host may say where only this machine reaches the server, in lower case; None if others do.
+
+    A page from elsewhere may let its own name point to this machine (DNS rebinding); a browser then says that name.
+    """
+    address = listener.getsockname()[0]
+    if not ipaddress.ip_address(address.partition('%')[0]).is_loopback:
+        return None
+    return frozenset({'localhost', '127.0.0.1', '::1', address, config.host.lower()})
 
 
 def refused(config: ServeConfig, flag: str, port: int, error: OSError) -> UserError:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import urllib.parse
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from boardrec.serving import json_tensors, messages, metrics, proto_tensors, upload_page
 from boardrec.serving.failure import Failure
@@ -29,6 +31,7 @@ from boardrec.serving.service import Service, Spec
 # tensorflow/serving, http_rest_api_util.cc
 _ASK = re.compile(r'/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)', re.I)
 _LOOK = re.compile(r'/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?', re.I)
+_PORT = re.compile(r':\d*$')
 _IN_THREAD_BYTES = 1 << 20  # bodies that take the loop more than a few milliseconds to parse
 
 
@@ -39,8 +42,8 @@ class Limits(NamedTuple):
     seconds: float  # for its body to arrive
 
 
-def app(service: Service, measured: Metrics, limits: Limits) -> Starlette:
-    """The ASGI app."""
+def app(service: Service, measured: Metrics, limits: Limits, names: frozenset[str] | None = None) -> ASGIApp:
+    """The ASGI app. Where there are `names`, requests whose Host is none of them are refused with 403."""
     ask = functools.partial(_counted, measured, functools.partial(_ask_or_look, service, limits))
 
     async def health(request: Request) -> Response:
@@ -62,10 +65,20 @@ def app(service: Service, measured: Metrics, limits: Limits) -> Starlette:
         except Failure as refused:
             return _error(refused)
 
-    return Starlette(routes=[
+    every = Starlette(routes=[
         Route('/', shown), Route('/model.json', facts), Route('/healthz', health), Route('/readyz', ready),
         Route(metrics.PATH, prometheus),
         Route('/{path:path}', ask, methods=['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'HEAD'])])
+    return every if names is None else functools.partial(_named, every, names)
+
+
+async def _named(every: ASGIApp, names: frozenset[str], scope: Scope, receive: Receive, send: Send) -> None:
+    for said in Headers(scope=scope).getlist('host'):
+        if _PORT.sub('', said).strip('[]').lower() not in names:
+            every = _error(Failure('PERMISSION_DENIED', (
+                f'Host is {said[:100]!r}, but this server is for this machine alone, where it is called localhost or '
+                '127.0.0.1; --host names an address at which it serves others')))
+    await every(scope, receive, send)
 
 
 async def _counted(measured: Metrics, handler: Callable[[Request], Awaitable[bytes]],

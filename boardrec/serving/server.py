@@ -52,7 +52,8 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
     max_bytes = config.max_request_mib << 20
     rpc = grpc_api.make_server(service, measured, told, max_bytes=max_bytes, max_calls=_MAX_CONNECTIONS)
     grpc_port = _add_port(rpc, config, listener)
-    app = http_protocol.reads_to_the_end(rest.app(service, measured, rest.Limits(max_bytes, config.request_seconds)))
+    app = http_protocol.reads_to_the_end(rest.app(
+        service, measured, rest.Limits(max_bytes, config.request_seconds), ports.names(config, listener)))
     web = _WebServer(uvicorn.Config(
         app, http=http_protocol.PatientProtocol, ws='none', lifespan='off', log_config=None, log_level='critical',
         access_log=False, server_header=False, limit_concurrency=_MAX_CONNECTIONS,
