@@ -534,6 +534,7 @@ class ServeConfig:
 
     def __post_init__(self):
         check_local(self, 'model_dir')
+        _check(bool(self.host.strip()), 'host', self.host, 'an address; 0.0.0.0 stands for all of this machine')
         for name in ('rest_port', 'grpc_port'):
             _check(0 <= getattr(self, name) < 2**16, name, getattr(self, name), 'from 0 to 65535')
         _check(self.rest_port != self.grpc_port or not self.rest_port, 'grpc_port', self.grpc_port,

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -64,6 +65,7 @@ def test_packages_that_are_missing_are_named(tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(('values', 'match'), [
+    ({'host': ''}, '--host=: must be an address; 0.0.0.0 stands for all'),
     ({'rest_port': 70000}, '--rest_port=70000: must be from 0 to 65535'),
     ({'grpc_port': 8501}, '--grpc_port=8501: must be another port than --rest_port=8501'),
     ({'keep': 0}, '--keep=0: must be at least 1'), ({'batches_in_flight': 0}, '--batches_in_flight=0'),
@@ -80,6 +82,23 @@ def test_settings_that_cannot_be(values, match):
 def test_labels():
     assert ServeConfig(model_dir='m', version_labels='stable:3, canary:4').labels() == {'stable': 3, 'canary': 4}
     assert ServeConfig(model_dir='m').labels() == {}
+
+
+def test_a_port_is_taken_before_tensorflow_is_imported(tmp_path):
+    with ports.bound(ServeConfig(model_dir=str(tmp_path), rest_port=0, grpc_port=0)) as listener:
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match=f'--rest_port={port}: another program listens there already'):
+            with ports.bound(ServeConfig(model_dir=str(tmp_path), rest_port=port, grpc_port=0)):
+                pass
+
+
+def test_only_at_a_loopback_address_a_server_has_names():
+    ours = {'localhost', '127.0.0.1', '::1'}
+    for host, address, names in (('127.0.0.1', '127.0.0.1', ours), ('Box', '127.0.0.9', {*ours, 'box', '127.0.0.9'}),
+                                 ('::1', '::1', ours), ('0.0.0.0', '0.0.0.0', None), ('::', '::', None),
+                                 ('box', '192.0.2.7', None)):
+        listener = types.SimpleNamespace(getsockname=lambda address=address: (address, 8501))
+        assert ports.names(ServeConfig(model_dir='m', host=host), listener) == names
 
 
 def test_answers_do_not_wait_for_acknowledgements(tmp_path):

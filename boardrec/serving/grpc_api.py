@@ -3,13 +3,14 @@
 The rest of it answers UNIMPLEMENTED.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 import time
 import traceback
 from typing import Any
 
 import grpc
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tensorflow_serving.apis import classification_pb2, model_service_pb2_grpc, predict_pb2, prediction_service_pb2_grpc
 
 from boardrec.serving import messages, proto_tensors
@@ -22,24 +23,44 @@ PREDICTION_SERVICE = 'tensorflow.serving.PredictionService'
 _ENVELOPE_BYTES = 1 << 20  # of a message, beside what it carries
 
 
-class Health:
-    """gRPC's health service, for the server ('') and PredictionService."""
+class Health(health_pb2_grpc.HealthServicer):
+    """gRPC's health service, for the server ('') and PredictionService; unlike grpcio's, it lets a server stop."""
 
     def __init__(self):
-        self._servicer, self._serving = health.aio.HealthServicer(), None
+        self._serving = self._ended = False
+        self._changed = asyncio.Condition()
 
-    async def set(self, serving: bool) -> None:
-        """Tells whether requests should be sent; watchers hear of a change."""
-        if serving == self._serving:
+    async def set(self, serving: bool, *, ended: bool = False) -> None:
+        """Tells whether requests should be sent; watchers hear of a change, and are let go where it has `ended`."""
+        if (serving, ended) == (self._serving, self._ended):
             return
-        self._serving = serving
-        status = health_pb2.HealthCheckResponse
-        for name in ('', PREDICTION_SERVICE):
-            await self._servicer.set(name, status.SERVING if serving else status.NOT_SERVING)
+        async with self._changed:
+            self._serving, self._ended = serving, ended
+            self._changed.notify_all()
 
-    def add_to(self, server: grpc.aio.Server) -> None:
-        """Serves it."""
-        health_pb2_grpc.add_HealthServicer_to_server(self._servicer, server)
+    async def Check(self, request: Any, context: Any) -> Any:
+        status = self._status(request.service)
+        if status == health_pb2.HealthCheckResponse.SERVICE_UNKNOWN:
+            await context.abort(grpc.StatusCode.NOT_FOUND, f'unknown service: {request.service[:100]}')
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        told = None
+        while True:
+            async with self._changed:
+                while not self._ended and self._status(request.service) == told:
+                    await self._changed.wait()
+            status = self._status(request.service)
+            if status == told:
+                return
+            await context.write(health_pb2.HealthCheckResponse(status=status))
+            told = status
+
+    def _status(self, service: str) -> int:
+        response = health_pb2.HealthCheckResponse
+        if service not in ('', PREDICTION_SERVICE):
+            return response.SERVICE_UNKNOWN
+        return response.SERVING if self._serving else response.NOT_SERVING
 
 
 def make_server(service: Service, measured: Metrics, told: Health, *, max_bytes: int,
@@ -51,7 +72,7 @@ def make_server(service: Service, measured: Metrics, told: Health, *, max_bytes:
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
         _Prediction(service, measured, max_bytes), server)
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(service, measured), server)
-    told.add_to(server)
+    health_pb2_grpc.add_HealthServicer_to_server(told, server)
     return server
 
 

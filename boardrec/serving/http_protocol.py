@@ -1,12 +1,15 @@
-"""uvicorn's HTTP protocol, which waits for ever for a request that does not arrive, with an end to that."""
+"""What uvicorn leaves open: an end to requests that do not arrive, and answers that arrive before the request has."""
 
 import asyncio
+import contextlib
 from typing import Any
 
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 HEADER_SECONDS = 20.0  # from connecting, or from the last answer, until a request's headers are there
 HEADER_BYTES = 64 << 10
+_DISCARD_SECONDS = 10.0  # a client that is still sending does not read the answer
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -51,3 +54,38 @@ class PatientProtocol(HttpToolsProtocol):
         self._timer = None
         if self._waits_for_headers():
             self.transport.close()
+
+
+def reads_to_the_end(app: ASGIApp) -> ASGIApp:
+    """The app, which reads what it left of a body before it answers.
+
+    To close a connection with bytes unread resets it, and the client loses the answer. One that is still sending after
+    _DISCARD_SECONDS, was given up as too slow (408) or waits to be asked for the body is told that the connection ends.
+    """
+    async def answer(scope: Scope, receive: Receive, send: Send) -> None:
+        more = True
+
+        async def counted_receive() -> Message:
+            nonlocal more
+            message = await receive()
+            more = message.get('more_body', False)
+            return message
+
+        async def send_at_the_end(message: Message) -> None:
+            if more and message['type'] == 'http.response.start':
+                if message['status'] != 408 and (b'expect', b'100-continue') not in _lower(scope):
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(_DISCARD_SECONDS):
+                            while more:
+                                await counted_receive()
+                if more:
+                    message = {**message, 'headers': [*message['headers'], (b'connection', b'close')]}
+            await send(message)
+
+        await app(scope, counted_receive, send_at_the_end)
+
+    return answer
+
+
+def _lower(scope: Scope) -> list[tuple[bytes, bytes]]:
+    return [(name, value.lower()) for name, value in scope['headers']]

@@ -25,7 +25,7 @@ _KINDS = {type(None): 'Null', bool: 'Boolean', int: 'Number', float: 'Number', s
           dict: 'Object'}
 
 
-def loads(body: bytes) -> dict[str, Any]:
+def loads(body: bytes | bytearray) -> dict[str, Any]:
     """The object that a request's body holds. Raises Failure if it holds none."""
     try:
         document = orjson.loads(body)
@@ -91,7 +91,7 @@ def array_of(value: Any, tensor: Tensor) -> np.ndarray:
     return _array(leaves, tensor.dtype).reshape(shape)
 
 
-def _loads_with_nan(body: bytes, error: Exception) -> Any:
+def _loads_with_nan(body: bytes | bytearray, error: Exception) -> Any:
     """With NaN and Infinity, which orjson does not take."""
     if re.search(rb'\b(NaN|Infinity)\b', body):
         try:

@@ -16,9 +16,11 @@ from typing import Any, NamedTuple
 import urllib.parse
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from boardrec.serving import json_tensors, messages, metrics, proto_tensors, upload_page
 from boardrec.serving.failure import Failure
@@ -29,8 +31,8 @@ from boardrec.serving.service import Service, Spec
 # tensorflow/serving, http_rest_api_util.cc
 _ASK = re.compile(r'/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)', re.I)
 _LOOK = re.compile(r'/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?', re.I)
+_PORT = re.compile(r':\d*$')
 _IN_THREAD_BYTES = 1 << 20  # bodies that take the loop more than a few milliseconds to parse
-_DISCARD_SECONDS = 10.0  # a client that is still sending does not read the answer
 
 
 class Limits(NamedTuple):
@@ -40,8 +42,8 @@ class Limits(NamedTuple):
     seconds: float  # for its body to arrive
 
 
-def app(service: Service, measured: Metrics, limits: Limits) -> Starlette:
-    """The ASGI app."""
+def app(service: Service, measured: Metrics, limits: Limits, names: frozenset[str] | None = None) -> ASGIApp:
+    """The ASGI app. Where there are `names`, requests whose Host is none of them are refused with 403."""
     ask = functools.partial(_counted, measured, functools.partial(_ask_or_look, service, limits))
 
     async def health(request: Request) -> Response:
@@ -63,10 +65,20 @@ def app(service: Service, measured: Metrics, limits: Limits) -> Starlette:
         except Failure as refused:
             return _error(refused)
 
-    return Starlette(routes=[
+    every = Starlette(routes=[
         Route('/', shown), Route('/model.json', facts), Route('/healthz', health), Route('/readyz', ready),
         Route(metrics.PATH, prometheus),
         Route('/{path:path}', ask, methods=['GET', 'POST', 'PUT', 'DELETE', 'PATCH', 'OPTIONS', 'HEAD'])])
+    return every if names is None else functools.partial(_named, every, names)
+
+
+async def _named(every: ASGIApp, names: frozenset[str], scope: Scope, receive: Receive, send: Send) -> None:
+    for said in Headers(scope=scope).getlist('host'):
+        if _PORT.sub('', said).strip('[]').lower() not in names:
+            every = _error(Failure('PERMISSION_DENIED', (
+                f'Host is {said[:100]!r}, but this server is for this machine alone, where it is called localhost or '
+                '127.0.0.1; --host names an address at which it serves others')))
+    await every(scope, receive, send)
 
 
 async def _counted(measured: Metrics, handler: Callable[[Request], Awaitable[bytes]],
@@ -142,38 +154,26 @@ def _spec(match: re.Match) -> Spec:
                 urllib.parse.unquote(match[3]) if match[3] else None)
 
 
-async def _read(service: Service, limits: Limits, request: Request, held: contextlib.ExitStack) -> bytes:
+async def _read(service: Service, limits: Limits, request: Request, held: contextlib.ExitStack) -> bytearray:
     """The body, its bytes held until `held` is closed."""
     if request.headers.get('content-encoding', 'identity') != 'identity':
         raise Failure('INVALID_ARGUMENT', 'Content-Encoding is not taken: send the body as it is', 415)
+    too_large = Failure('RESOURCE_EXHAUSTED',
+                        f'the body has more than --max_request_mib={limits.body_bytes >> 20} MiB', 413)
     declared = request.headers.get('content-length', '0')
-    chunks, size = [], 0
+    if declared.isdecimal() and int(declared) > limits.body_bytes:
+        raise too_large
+    body, hold = bytearray(), held.enter_context(service.hold())
     try:
         async with asyncio.timeout(limits.seconds):
-            if not declared.isdecimal() or int(declared) <= limits.body_bytes:
-                async for chunk in request.stream():
-                    size += len(chunk)
-                    if size > limits.body_bytes:
-                        break
-                    held.enter_context(service.hold(len(chunk)))
-                    chunks.append(chunk)
-                else:
-                    return b''.join(chunks)
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > limits.body_bytes:
+                    raise too_large
+                hold(len(chunk))
+                body += chunk
     except TimeoutError:
         raise Failure('DEADLINE_EXCEEDED', f'the body did not arrive within {limits.seconds:g} s', 408) from None
-    chunks.clear()
-    await _discard(request)
-    raise Failure('RESOURCE_EXHAUSTED', f'the body has more than --max_request_mib={limits.body_bytes >> 20} MiB', 413)
-
-
-async def _discard(request: Request) -> None:
-    """Reads on where the client sends on, or it would see a broken connection in place of the answer."""
-    if request.headers.get('expect', '').lower() == '100-continue':
-        return
-    with contextlib.suppress(TimeoutError):
-        async with asyncio.timeout(_DISCARD_SECONDS):
-            async for _ in request.stream():
-                pass
+    return body
 
 
 def _method_of(request: Request) -> str:
@@ -186,9 +186,7 @@ def _method_of(request: Request) -> str:
 
 
 def _json(body: bytes, status: int = 200) -> Response:
-    # A request that was refused may have been read in part only.
-    headers = {'Connection': 'close'} if status in (408, 413, 415, 429) else None
-    return Response(body, status, headers, 'application/json')
+    return Response(body, status, media_type='application/json')
 
 
 def _error(refused: Failure) -> Response:

@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import threading
+import time
 from typing import Any, NamedTuple
 
 import uvicorn
@@ -25,6 +26,7 @@ from boardrec.serving.warmup import warm_up
 
 _MAX_CONNECTIONS = 4096
 _HEALTH_SECONDS = 0.2
+_CLOSE_SECONDS = 1.0  # for what runs at the end of --drain_seconds
 
 
 class Ports(NamedTuple):
@@ -38,7 +40,7 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
               started: Callable[[Ports], None] = lambda _: None) -> None:
     """Serves until `stop` is set; then takes no more connections, ends the requests under way, and returns.
 
-    `listener` is bound to the REST port. `started` hears of the ports once both answer. Raises UserError if the gRPC
+    `listener` listens at the REST port. `started` hears of the ports once both answer. Raises UserError if the gRPC
     port is taken.
     """
     measured, told = Metrics(), grpc_api.Health()
@@ -50,13 +52,14 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
     service = Service(served, batcher, request_seconds=config.request_seconds, max_held_bytes=config.max_held_mib << 20)
     max_bytes = config.max_request_mib << 20
     rpc = grpc_api.make_server(service, measured, told, max_bytes=max_bytes, max_calls=_MAX_CONNECTIONS)
-    grpc_port = _add_port(rpc, config)
+    grpc_port = _add_port(rpc, config, listener)
+    app = http_protocol.reads_to_the_end(rest.app(
+        service, measured, rest.Limits(max_bytes, config.request_seconds), ports.names(config, listener)))
     web = _WebServer(uvicorn.Config(
-        rest.app(service, measured, rest.Limits(max_bytes, config.request_seconds)), http=http_protocol.PatientProtocol,
-        ws='none', lifespan='off', log_config=None, log_level='critical', access_log=False, server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS, timeout_graceful_shutdown=math.ceil(config.drain_seconds)))
+        app, http=http_protocol.PatientProtocol, ws='none', lifespan='off', log_config=None, log_level='critical',
+        access_log=False, server_header=False, limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=math.ceil(config.drain_seconds)))
     watcher = threading.Thread(target=served.watch, args=(config.poll_seconds,), daemon=True)
-    await told.set(False)
     await rpc.start()
     listening = asyncio.create_task(web.serve(sockets=[listener]))
     stopped = asyncio.create_task(stop.wait())
@@ -68,13 +71,13 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
         watcher.start()
         await asyncio.wait({stopped, listening}, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        service.stopping = True
+        service.stopping, end = True, time.monotonic() + config.drain_seconds
         health.cancel()
         stopped.cancel()
-        await told.set(False)
+        await told.set(False, ended=True)  # else its watchers would hold the server open
         web.should_exit = True
         await asyncio.gather(rpc.stop(config.drain_seconds), listening)
-        await asyncio.to_thread(_close, served, watcher, batcher)
+        await asyncio.to_thread(_close, served, watcher, batcher, end)
 
 
 def say(text: str) -> None:
@@ -129,12 +132,20 @@ def _load(folder: Any, version: int) -> Servable:
     return servable
 
 
-def _close(served: versions.Versions, watcher: threading.Thread, batcher: Batcher) -> None:
-    batcher.close()
+def _close(served: versions.Versions, watcher: threading.Thread, batcher: Batcher, end: float) -> None:
+    """Frees what is served, but leaves it to the process's end if a batch or a load still runs at the time `end`."""
+    end = max(end, time.monotonic() + _CLOSE_SECONDS)
+    closing = threading.Thread(target=batcher.close, daemon=True)
+    closing.start()
     served.stop()
-    if watcher.ident:  # it was started
-        watcher.join()
-    served.close()
+    for thread in (closing, watcher):
+        if thread.ident:  # it was started
+            thread.join(max(0.0, end - time.monotonic()))
+    if closing.is_alive() or watcher.is_alive():
+        print('a batch, or the load of a version, has not ended within --drain_seconds and is given up',
+              file=sys.stderr)
+    else:
+        served.close()
 
 
 async def _tell_health(service: Service, told: grpc_api.Health) -> None:
@@ -143,8 +154,9 @@ async def _tell_health(service: Service, told: grpc_api.Health) -> None:
         await asyncio.sleep(_HEALTH_SECONDS)
 
 
-def _add_port(rpc: Any, config: ServeConfig) -> int:
-    host = f'[{config.host}]' if ':' in config.host else config.host
+def _add_port(rpc: Any, config: ServeConfig, listener: socket.socket) -> int:
+    host = listener.getsockname()[0]  # a name may stand for several, of which gRPC is content with one that is free
+    host = f'[{host}]' if ':' in host else host
     try:
         return rpc.add_insecure_port(f'{host}:{config.grpc_port}')
     except RuntimeError:

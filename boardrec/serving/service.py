@@ -1,7 +1,7 @@
 """What REST and gRPC have in common: from a request for a model's signature to its outputs, or a Failure."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 import contextlib
 import json
 from typing import Any, NamedTuple
@@ -47,16 +47,26 @@ class Service:
             yield served
 
     @contextlib.contextmanager
-    def hold(self, count: int) -> Iterator[None]:
-        """Counts a request's bytes for a block. Raises Failure if all requests together would have too many."""
-        if self._held_bytes and self._held_bytes + count > self._max_held_bytes:
-            raise Failure('RESOURCE_EXHAUSTED', f'requests of {self._held_bytes} bytes are here already and {count} '
-                          f'more would exceed --max_held_mib={self._max_held_bytes >> 20}; try again later')
-        self._held_bytes += count
+    def hold(self, count: int = 0) -> Iterator[Callable[[int], None]]:
+        """Counts a request's bytes for a block, which may add to them by the function that it is given.
+
+        Both raise Failure if all requests together would have too many; a single one may have any.
+        """
+        held = 0
+
+        def add(count: int) -> None:
+            nonlocal held
+            if self._held_bytes > held and self._held_bytes + count > self._max_held_bytes:
+                raise Failure('RESOURCE_EXHAUSTED', f'requests of {self._held_bytes} bytes are here already and '
+                              f'{count} more would exceed --max_held_mib={self._max_held_bytes >> 20}; try again later')
+            self._held_bytes += count
+            held += count
+
         try:
-            yield
+            add(count)
+            yield add
         finally:
-            self._held_bytes -= count
+            self._held_bytes -= held
 
     async def run(self, served: Served, signature: Signature, inputs: Arrays) -> dict[str, np.ndarray]:
         """A request's outputs. Raises Failure, also where it takes longer than request_seconds."""

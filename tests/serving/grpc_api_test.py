@@ -182,3 +182,5 @@ def test_health(channel):
     stub = health_pb2_grpc.HealthStub(channel)
     for service in ('', 'tensorflow.serving.PredictionService'):
         assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status == 1
+    assert refusal(stub.Check, health_pb2.HealthCheckRequest(service='other')) == (
+        'NOT_FOUND', 'unknown service: other')

@@ -217,6 +217,21 @@ def test_what_is_not_there(served, method, path, status):
     assert json.loads(body)['error']
 
 
+@pytest.mark.parametrize('host', ['attacker.example', 'attacker.example:8501', '127.0.0.1.attacker.example', '', '::2'])
+def test_who_calls_the_loopback_by_another_name_is_refused(served, host):
+    for method, path in (('GET', '/'), ('GET', '/model.json'), ('POST', PREDICT)):
+        status, _, body = request(served, method, path, json.dumps(ROW), [('Host', host)])
+        assert status == 403
+        assert json.loads(body)['error'].startswith(f'Host is {host!r}, but this server is for this machine alone')
+
+
+def test_names_of_the_loopback(served):
+    for host in ('localhost', f'LOCALHOST:{served.ports.rest}', '127.0.0.1', '[::1]', f'[::1]:{served.ports.rest}'):
+        assert request(served, 'POST', PREDICT, json.dumps(ROW), [('Host', host)])[0] == 200
+    with connected(served, 'GET /healthz HTTP/1.0\r\n\r\n') as connection:
+        assert connection.recv(100).startswith(b'HTTP/1.1 200 ')  # who says none is no browser
+
+
 def test_an_encoded_body_is_refused(served):
     status, _, body = request(served, 'POST', PREDICT, gzip.compress(b'{}'), [('Content-Encoding', 'gzip')])
     assert status == 415
@@ -229,10 +244,28 @@ def test_a_body_that_is_too_large_is_refused_with_or_without_its_length(served):
     assert (status, json.loads(body)) == (413, {'error': 'the body has more than --max_request_mib=1 MiB'})
     status, _, _ = request(served, 'POST', PREDICT, iter([large[:4 << 20]] * 4))  # in chunks
     assert status == 413
-    head = f'POST {PREDICT} HTTP/1.1\r\nHost: x\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n'
+    head = f'POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nContent-Length: 9999999\r\n\r\n'
     with connected(served, head) as connection:
-        assert connection.recv(100).startswith(b'HTTP/1.1 413 ')  # without being asked for the body
+        answer = b''.join(iter(lambda: connection.recv(1000), b''))  # without being asked for the body
+    assert answer.startswith(b'HTTP/1.1 413 ') and b'\r\nconnection: close\r\n' in answer
     assert post(served, PREDICT, ROW)[0] == 200
+
+
+@pytest.mark.parametrize(('path', 'headers', 'status'), [
+    ('/v1/models/boardrec:explain', {}, 400), ('/elsewhere', {}, 404), ('/healthz', {}, 404), (PREDICT, {}, 413),
+    (PREDICT, {'Content-Encoding': 'gzip'}, 415)])
+def test_an_answer_arrives_though_its_request_is_not_wanted_and_the_connection_goes_on(served, path, headers, status):
+    connection = http.client.HTTPConnection('127.0.0.1', served.ports.rest, timeout=20)
+    connection.connect()
+    taken = connection.sock
+    connection.request('POST', path, bytes(16 << 20), headers)
+    response = connection.getresponse()
+    assert (response.status, response.headers['Connection']) == (status, None)
+    response.read()
+    connection.request('POST', PREDICT, json.dumps(ROW))
+    assert connection.getresponse().status == 200
+    assert connection.sock is taken
+    connection.close()
 
 
 def connected(served, text=''):
@@ -244,7 +277,7 @@ def connected(served, text=''):
 def test_slow_clients_are_given_up_and_others_are_served_meanwhile(served, monkeypatch):
     from boardrec.serving import http_protocol
     monkeypatch.setattr(http_protocol, 'HEADER_SECONDS', 0.5)
-    head = f'POST {PREDICT} HTTP/1.1\r\nHost: x\r\n'
+    head = f'POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\n'
     half = f'{head}Content-Length: 10\r\n\r\n{{'
     with connected(served) as nothing, connected(served, head) as no_headers, connected(served, half) as no_body:
         assert post(served, PREDICT, ROW)[0] == 200
@@ -263,7 +296,7 @@ def test_endless_headers_and_no_http_at_all(served):
             time.sleep(0.0005)
     with connected(served, '\x16\x03\x01\x02\x00 hello\r\n\r\n') as connection:
         assert connection.recv(100).startswith(b'HTTP/1.1 400 ')
-    with connected(served, f'POST {PREDICT} HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{{'):
+    with connected(served, f'POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{{'):
         pass  # gone before the body is there
     assert post(served, PREDICT, ROW)[0] == 200
 

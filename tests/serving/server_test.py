@@ -1,12 +1,15 @@
 """The server as a whole: load with versions that change, bounded queues, broken versions, warm-up, shutdown."""
 
+import asyncio
 from concurrent.futures import ThreadPoolExecutor
+import dataclasses
 import http.client
 import json
 import random
 import shutil
 import threading
 import time
+import types
 
 import grpc
 import numpy as np
@@ -14,6 +17,8 @@ import pytest
 import served_models
 import servers
 import tensorflow as tf
+
+from boardrec.config import ServeConfig, UserError
 
 URL = '/v1/models/boardrec'
 CLIENTS = 64
@@ -206,6 +211,14 @@ def status(found):
     return {one['state']: one for one in document.get('model_version_status', ())}
 
 
+def test_a_grpc_port_that_another_server_took_meanwhile(served, tmp_path):
+    from boardrec.serving import ports, server
+    taken = served.ports.grpc
+    config = ServeConfig(model_dir=str(tmp_path), rest_port=0, grpc_port=0)
+    with ports.bound(config) as listener, pytest.raises(UserError, match=f'--grpc_port={taken}: another program'):
+        asyncio.run(server.run(dataclasses.replace(config, grpc_port=taken), listener, asyncio.Event()))
+
+
 def test_labels_serve_two_versions(model_dir, saved_versions):
     servers.publish(saved_versions / '2', model_dir / '2')
     with servers.running(model_dir, version_labels='stable:1,canary:2', model_name='boards') as found:
@@ -238,6 +251,35 @@ def test_warm_up_requests_run_before_a_version_is_served(model_dir, saved_versio
         servers.wait_until(lambda: servers.is_ready(found))
         assert version_of(found) == (2 if good else 1)
     assert ('input image_bytes is float64' in capsys.readouterr().out) is not good
+
+
+def test_watchers_of_health_hear_of_the_end_and_do_not_hold_it_up(model_dir):
+    servers.require_serving()
+    from grpc_health.v1 import health_pb2, health_pb2_grpc
+    with servers.running(model_dir, drain_seconds=3600) as found, grpc.insecure_channel(found.grpc) as channel:
+        servers.wait_until(lambda: servers.is_ready(found))
+        watch, unknown = (health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest(service=service))
+                          for service in ('', 'other'))
+        status = health_pb2.HealthCheckResponse
+        assert next(one.status for one in watch if one.status != status.NOT_SERVING) == status.SERVING
+        assert next(unknown).status == status.SERVICE_UNKNOWN
+        found.stop()
+        assert [one.status for one in watch] == [status.NOT_SERVING]
+        assert list(unknown) == []
+
+
+def test_a_batch_that_does_not_end_is_given_up(monkeypatch, capsys):
+    servers.require_serving()
+    from boardrec.serving import server
+    monkeypatch.setattr(server, '_CLOSE_SECONDS', 0.0)
+    done, calls = threading.Event(), []
+    served = types.SimpleNamespace(stop=lambda: calls.append('stop'), close=lambda: calls.append('close'))
+    server._close(served, threading.Thread(), types.SimpleNamespace(close=done.wait), end=0.0)
+    done.set()
+    assert calls == ['stop'], 'what runs still needs its version'
+    assert 'has not ended within --drain_seconds' in capsys.readouterr().err
+    server._close(served, threading.Thread(), types.SimpleNamespace(close=done.wait), end=time.monotonic() + 20)
+    assert calls == ['stop', 'stop', 'close']
 
 
 def test_shutdown_answers_what_is_under_way_and_takes_no_more(tmp_path):

@@ -77,7 +77,7 @@ def running(model_dir, **settings):
 def is_ready(found):
     """Whether /readyz says so."""
     with socket.create_connection(('127.0.0.1', found.ports.rest)) as connection:
-        connection.sendall(b'GET /readyz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n')
+        connection.sendall(b'GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n')
         return b' 200 ' in connection.recv(100)
 
 

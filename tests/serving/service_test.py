@@ -66,5 +66,11 @@ def test_the_bytes_of_all_requests_are_bounded(world):
         with pytest.raises(Failure, match='requests of 100 bytes are here already and 1 more') as caught:
             world.service.hold(1).__enter__()
         assert caught.value.http_status == 429
-    with world.service.hold(200):
-        pass  # alone, or it could never be taken
+    with world.service.hold(200) as add:
+        add(200)  # alone, or it could never be taken
+    with world.service.hold(60), world.service.hold(20) as add:
+        with pytest.raises(Failure, match='requests of 80 bytes are here already and 21 more'):
+            add(21)
+        add(20)
+    with world.service.hold(100):
+        pass  # all of it was given back
