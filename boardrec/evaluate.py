@@ -103,8 +103,9 @@ def _compare(config: EvaluateConfig) -> None:
         if record_set.manifest.fingerprint != facts_a['records_fingerprint']:
             raise UserError(f'--compare={config.compare}: the runs were trained on other records than {folder} holds '
                             'now: name their own with --records.')
-        sides = [comparison_page.read_side(path, config.split, trained, facts) for path, trained, facts in (
-            (paths[0], trained, facts_a), (paths[1], other, facts_b))]
+        sides = [comparison_page.read_side(path, config.split, trained, facts, run_dir.read_history(
+            run_dir.RunDir(path))) for path, trained, facts in (
+                (paths[0], trained, facts_a), (paths[1], other, facts_b))]
         result = comparison.compare(*(side.run for side in sides), facts_a['class_names'],
                                     facts_a['positive_class'] or None)
         stored = dict(tfrecord.read_images(record_set, comparison_page.shown(result['changed'])))

@@ -33,9 +33,11 @@ class Side(NamedTuple):
     values: Mapping[str, Any]  # metrics.json
     settings: dict[str, object]
     facts: Mapping[str, Any]  # run.json
+    history: Sequence[Mapping] = ()  # a row an epoch, as in history.csv
 
 
-def read_side(path: pathlib.Path, split: str, config: TrainConfig, known: Mapping[str, Any]) -> Side:
+def read_side(path: pathlib.Path, split: str, config: TrainConfig, known: Mapping[str, Any],
+              history: Sequence[Mapping] = ()) -> Side:
     """A run's evaluation of a split. Raises UserError if there is none by its weights, or it is not whole."""
     folder = path / 'evaluation' / split
     again = f'evaluate it first with python -m boardrec.evaluate --run_dir={path} --split={split}'
@@ -51,7 +53,7 @@ def read_side(path: pathlib.Path, split: str, config: TrainConfig, known: Mappin
     predictions, _ = predictions_csv.read(folder / 'predictions.csv')
     changed, other = facts.settings(config)
     return Side(Run(str(path), predictions, metrics.HALF if threshold is None else threshold), values,
-                {**changed, **other}, known)
+                {**changed, **other}, known, history)
 
 
 def sentence(result: Mapping) -> str:
@@ -79,6 +81,7 @@ def write(path: os.PathLike | str, result: Mapping, sides: Sequence[Side], split
             page.figure(f'Run {letter}', name, confusion.matrix(side.values['confusion_matrix'], names))
             for letter, name, side in zip('AB', letters, sides, strict=True))
             if len(names) <= confusion.READABLE else page.paragraph('Too many classes to show.')),
+        Section('Training', _training(sides, letters)),
         Section('Changed decisions', _changed(result['changed'], read_image)),
         Section('Settings that differ', _settings(sides, letters))]
     page.write(path, title=_title(result), eyebrow=f'boardrec · {split} split · A is {letters[0]}, B is {letters[1]}',
@@ -180,6 +183,19 @@ def _curves(sides: Sequence[Side], positive_class: str | None) -> str:
                     curves.roc_curve(truths, scores, areas('auc'))),
         page.figure('Precision and recall', f'For {positive_class}.',
                     curves.precision_recall_curve(truths, scores, areas('average_precision')))])
+
+
+def _training(sides: Sequence[Side], letters: Sequence[str]) -> str:
+    histories = {f'{letter}, {name}': side.history for letter, name, side in zip('AB', letters, sides, strict=True)}
+    left_out = ''.join(page.paragraph(f'{name}: this run has no history, so its learning curves are left out.')
+                       for name, history in histories.items() if not history)
+    drawn = {name: history for name, history in histories.items() if history}
+    if not drawn:
+        return left_out
+    return page.grid([
+        page.figure('Loss', 'Of training and validation images.', curves.learning_curves(drawn, 'loss')),
+        page.figure('Accuracy', 'Share of images that were right.', curves.learning_curves(drawn, 'accuracy'))
+    ]) + left_out
 
 
 def _changed(rows: Sequence[Mapping], read_image: Callable[[int], bytes]) -> str:

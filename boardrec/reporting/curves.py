@@ -42,6 +42,34 @@ def learning_curve(history: Sequence[Mapping], quantity: str) -> Chart:
     return Chart(chart.svg(frame, f'{quantity} over {len(epochs)} epochs{at_best}', parts), key)
 
 
+def learning_curves(histories: Mapping[str, Sequence[Mapping]], quantity: str) -> Chart:
+    """`quantity` and its val_ twin of one or two runs, by name, in one plot; histories as `learning_curve` takes."""
+    rows = [row for history in histories.values() for row in history]
+    epochs = np.unique(column(rows, 'epoch'))
+    values = np.concatenate([column(rows, name) for name in (f'val_{quantity}', quantity)])
+    frame = Frame(_epoch_limits(epochs), _limits(values, top=quantity == 'accuracy'))
+    parts, key, said = [chart.axes(frame, 'epoch', quantity, xticks=_epoch_ticks(epochs))], [], []
+    for i, (name, history) in enumerate(histories.items()):
+        xs, best, short = column(history, 'epoch'), best_epoch(history), chart.shorten(name, 24)
+        at_best = []
+        styles = _STYLES_OF_RUNS[i]
+        for column_name, label, style in zip((quantity, f'val_{quantity}'), ('training', 'validation'), styles,
+                                             strict=True):
+            ys = column(history, column_name)
+            parts.append(chart.line(frame, xs, ys, f'c{i}{style}'))
+            key.append((f'{style.strip() or "line"} c{i}', f'{short}: {label}'))
+            at_best.append(f'{label} {ys[xs == best][0]:.4f}' if best is not None else label)
+        if best is None:
+            said.append(f'{name}: {len(history)} epochs')
+            continue
+        y = column(history, f'val_{quantity}')[xs == best][0]
+        if math.isfinite(y):
+            parts.append(chart.diamond(frame, best, y, f'diamond c{i}', f'{name}: best epoch, {best}: {y:.4f}'))
+            key.append((f'diamond c{i}', f'{short}: best epoch, {best}'))
+        said.append(f'{name}: {len(history)} epochs, at the best, {best}, {" and ".join(at_best)}')
+    return Chart(chart.svg(frame, f'{quantity} over epochs; {"; ".join(said)}', parts), key)
+
+
 def epoch_curve(history: Sequence[Mapping], name: str, label: str) -> Chart:
     """One column of the history over the epochs, from 0."""
     epochs, values = column(history, 'epoch'), column(history, name)
@@ -133,6 +161,7 @@ def column(history: Sequence[Mapping], key: str) -> np.ndarray:
     return np.array([math.nan if row.get(key) is None else row[key] for row in history], float)
 
 
+_STYLES_OF_RUNS = [(' dash', ''), (' dots', ' long')]  # of training and validation
 _STYLES = ['', ' dash', ' dots', ' long', '', ' dash']  # of lines, for whoever does not see their colours
 
 

@@ -75,10 +75,13 @@ def comparison_of_two(folder: pathlib.Path) -> pathlib.Path:
     probabilities[::7] = probabilities[::7, ::-1]
     settings = facts.settings(TrainConfig(records='R', run_dir='/a/very/long/path/without/any/blank/' * 4))
     sides = []
-    for name, of in ('first', predictions), ('second', predictions._replace(probabilities=probabilities)):
+    longer = [{**row, **{name: row[name] + 0.07 for name in ('loss', 'val_loss', 'accuracy', 'val_accuracy')}}
+              for row in [*pages.HISTORY, {**pages.HISTORY[-1], 'epoch': 5, 'loss': 0.45, 'val_loss': 0.6}]]
+    for name, of, history in (('first', predictions, pages.HISTORY),
+                              ('second', predictions._replace(probabilities=probabilities), longer)):
         values = pages.evaluation(of, names, 'positive').metrics
         sides.append(comparison_page.Side(comparison.Run(name, of, 0.5), {**values, 'images_per_second': 1.0},
-                                          {**settings[0], **settings[1], 'run_dir': name * 30}, {}))
+                                          {**settings[0], **settings[1], 'run_dir': name * 30}, {}, history))
     folder.mkdir()
     result = comparison.compare(*(side.run for side in sides), names, 'positive')
     comparison_page.write(folder / 'c.html', result, sides, 'test', 'positive', read_image=pages.picture)

@@ -3,7 +3,7 @@
 import json
 
 import numpy as np
-from pages import check, picture, predict
+from pages import check, HISTORY, picture, predict
 import pytest
 
 from boardrec.config import TrainConfig, UserError
@@ -60,6 +60,20 @@ def test_runs_that_decide_alike(tmp_path):
     one = side('a', predict(50, 2))
     page, _ = write(tmp_path, one, one)
     assert 'A and B decide alike' in page.visible and 'Not one.' in page.visible
+
+
+def test_learning_curves_of_both_runs_and_of_one_without_history(tmp_path):
+    first, second = side('x/old', predict(50, 2))._replace(history=HISTORY), side('x/new', predict(50, 2, seed=1))
+    second = second._replace(run=second.run._replace(predictions=predict(50, 2)))
+    page, _ = write(tmp_path, first, second._replace(history=HISTORY[:3]))
+    for words in ('A, old: validation', 'B, new: training', 'A, old: best epoch, 2', 'B, new: best epoch, 2'):
+        assert words in page.words
+    assert 'left out' not in page.visible
+    page, _ = write(tmp_path, first, second)
+    assert 'B, new: this run has no history, so its learning curves are left out.' in page.visible
+    assert 'A, old: validation' in page.words and 'B, new: validation' not in page.words
+    page, _ = write(tmp_path, second, second)
+    assert page.visible.count('its learning curves are left out') == 2
 
 
 def test_more_classes_and_another_mistake(tmp_path):

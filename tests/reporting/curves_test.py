@@ -72,13 +72,24 @@ def test_learning_curves_mark_best_epoch_and_changes_of_the_rate():
     assert 'dots soft' not in dict(curves.learning_curve(cosine, 'loss').key)
 
 
+def test_learning_curves_of_several_runs_share_axes_and_differ_by_colour():
+    drawn = curves.learning_curves({'A': HISTORY, 'B': HISTORY[:3]}, 'loss')
+    assert [mark for mark, _ in drawn.key] == ['dash c0', 'line c0', 'diamond c0', 'dots c1', 'long c1', 'diamond c1']
+    assert ('diamond c0', 'A: best epoch, 5') in drawn.key and ('diamond c1', 'B: best epoch, 3') in drawn.key
+    lines = [re.search(rf'class="line {mark}" d="M([^L]*)', drawn.svg)[1] for mark in ('c0', 'c1 long')]
+    assert lines[0] == lines[1], 'epoch 1 with the same loss is the same place'
+    said = ElementTree.fromstring(drawn.svg).get('aria-label')
+    assert 'A: 8 epochs, at the best, 5, training 0.2000 and validation 1.0000; B: 3 epochs' in said
+
+
 @pytest.mark.parametrize('history', [
     HISTORY[:1], [{'epoch': 1, 'loss': None, 'val_loss': None, 'accuracy': None, 'val_accuracy': None}],
     [{**row, 'val_loss': float('nan')} for row in HISTORY], HISTORY * 40])
 def test_odd_histories(history):
     history = [{**row, 'epoch': i + 1} for i, row in enumerate(history)]
     for drawn in (curves.learning_curve(history, 'loss'), curves.learning_curve(history, 'accuracy'),
-                  curves.epoch_curve(history, 'learning_rate', 'rate')):
+                  curves.epoch_curve(history, 'learning_rate', 'rate'),
+                  curves.learning_curves({'A': history, 'B': HISTORY}, 'accuracy')):
         assert 'nan' not in drawn.svg.partition('aria-label')[2].partition('>')[2]
         ElementTree.fromstring(drawn.svg)
     assert curves.best_epoch(history) in (None, 1, 5)
