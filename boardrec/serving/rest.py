@@ -25,14 +25,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from boardrec.serving import json_tensors, messages, metrics, proto_tensors, upload_page
 from boardrec.serving.failure import Failure
 from boardrec.serving.metrics import Metrics
-from boardrec.serving.servable import REGRESS
+from boardrec.serving.servable import Arrays, REGRESS, Signature
 from boardrec.serving.service import Service, Spec
 
 # tensorflow/serving, http_rest_api_util.cc
 _ASK = re.compile(r'/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)', re.I)
 _LOOK = re.compile(r'/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?', re.I)
 _PORT = re.compile(r':\d*$')
-_IN_THREAD_BYTES = 1 << 20  # bodies that take the loop more than a few milliseconds to parse
+_ON_LOOP_BYTES = 128 << 10  # of a body: up to 4 ms for a list of small numbers
+_ON_LOOP_VALUES = 32 << 10  # of an answer: up to 4 ms for rows of objects
 
 
 class Limits(NamedTuple):
@@ -116,22 +117,41 @@ async def _ask_or_look(service: Service, limits: Limits, request: Request) -> by
 async def _ask(service: Service, limits: Limits, request: Request, spec: Spec, method: str) -> bytes:
     with contextlib.ExitStack() as held:
         body = await _read(service, limits, request, held)
-        parse = asyncio.to_thread if len(body) > _IN_THREAD_BYTES else _at_once
-        document = await parse(json_tensors.loads, body)
+        large = len(body) > _ON_LOOP_BYTES
+        document = await _called(large, json_tensors.loads, body)
+        del body
         served = held.enter_context(service.use(spec))
         signature = served.servable.signature(json_tensors.signature_name(document))
-        if method == 'predict':
-            inputs, in_rows = await parse(json_tensors.inputs_of, document, signature)
-            del document, body
-            return json_tensors.answer(await service.run(served, signature, inputs), in_rows)
-        if method == 'regress':
-            if signature.method != REGRESS:
-                raise Failure('INVALID_ARGUMENT', f'Expected regression signature method_name to be {REGRESS}. '
-                              f'Was: {signature.method}')
-            raise Failure('UNIMPLEMENTED', 'boardrec.serve does not regress; TF Serving does')
-        name = proto_tensors.check_classifies(signature)
-        examples = proto_tensors.examples_of(proto_tensors.input_of_json(document))
-        return proto_tensors.classification_json(await service.run(served, signature, {name: examples}))
+        inputs, write = await _called(large, _METHODS[method], document, signature)
+        del document
+        outputs = await service.run(served, signature, inputs)
+        return await _called(json_tensors.size_of(outputs) > _ON_LOOP_VALUES, write, outputs)
+
+
+async def _called(large: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns, which runs in a thread if it takes the event loop too long."""
+    return await asyncio.to_thread(function, *args) if large else function(*args)
+
+
+def _predict(document: dict[str, Any], signature: Signature) -> tuple[Arrays, Callable[[Arrays], bytes]]:
+    inputs, in_rows = json_tensors.inputs_of(document, signature)
+    return inputs, functools.partial(json_tensors.answer, in_rows=in_rows)
+
+
+def _regress(document: dict[str, Any], signature: Signature) -> None:
+    if signature.method != REGRESS:
+        raise Failure('INVALID_ARGUMENT', f'Expected regression signature method_name to be {REGRESS}. '
+                      f'Was: {signature.method}')
+    raise Failure('UNIMPLEMENTED', 'boardrec.serve does not regress; TF Serving does')
+
+
+def _classify(document: dict[str, Any], signature: Signature) -> tuple[Arrays, Callable[[Arrays], bytes]]:
+    name = proto_tensors.check_classifies(signature)
+    examples = proto_tensors.examples_of(proto_tensors.input_of_json(document))
+    return {name: examples}, proto_tensors.classification_json
+
+
+_METHODS = {'predict': _predict, 'regress': _regress, 'classify': _classify}  # a request's inputs, and how to answer
 
 
 def _look(service: Service, spec: Spec, metadata: bool) -> bytes:
@@ -141,10 +161,6 @@ def _look(service: Service, spec: Spec, metadata: bool) -> bytes:
         return json_tensors.dumps(messages.as_document(messages.model_status(service.statuses(spec))))
     with service.use(spec) as served:
         return json_tensors.dumps(messages.model_metadata_json(spec.name, served.servable))
-
-
-async def _at_once(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
 
 
 def _spec(match: re.Match) -> Spec:
