@@ -6,7 +6,7 @@ that is too large, 415 for an encoded one, 429 where too much waits, 504 where t
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 import contextlib
 import functools
 import re
@@ -124,13 +124,32 @@ async def _ask(service: Service, limits: Limits, request: Request, spec: Spec, m
         signature = served.servable.signature(json_tensors.signature_name(document))
         inputs, write = await _called(large, _METHODS[method], document, signature)
         del document
-        outputs = await service.run(served, signature, inputs)
+        outputs = await _while_there(request, service.run(served, signature, inputs))
         return await _called(json_tensors.size_of(outputs) > _ON_LOOP_VALUES, write, outputs)
 
 
 async def _called(large: bool, function: Callable[..., Any], *args: Any) -> Any:
     """What a function returns, which runs in a thread if it takes the event loop too long."""
     return await asyncio.to_thread(function, *args) if large else function(*args)
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns. Cancels it, and raises ClientDisconnect, if the client leaves before."""
+    tasks = working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)  # what was cancelled gives back what it holds
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())['type'] != 'http.disconnect':
+        pass
 
 
 def _predict(document: dict[str, Any], signature: Signature) -> tuple[Arrays, Callable[[Arrays], bytes]]:
