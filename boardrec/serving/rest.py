@@ -1,8 +1,9 @@
 """TF Serving's REST API, beside the page, health and metrics, as an ASGI app.
 
-https://www.tensorflow.org/tfx/serving/api_rest. What it does not say: 408 for a body that takes too long, 413 for one
-that is too large, 415 for an encoded one, 429 where too much waits, 504 where the answer takes too long. The body is
-{"error": ...} in each case.
+https://www.tensorflow.org/tfx/serving/api_rest. What it does not say: 403 for another host's name, 408 for a body that
+takes too long, 413 for one that is too large, 415 for an encoded one, 429 where too much waits, 504 where the answer
+takes too long. The body is {"error": ...} in each case. Only uvicorn's own errors are plain text: 400 for what is no
+HTTP, 503 beyond the connections that it takes, and 500 for what is cut off at the end of a server's --drain_seconds.
 """
 
 import asyncio
@@ -85,15 +86,16 @@ async def _named(every: ASGIApp, names: frozenset[str], scope: Scope, receive: R
 async def _counted(measured: Metrics, handler: Callable[[Request], Awaitable[bytes]],
                    request: Request) -> Response:
     """Whatever happens as a response, and counted."""
-    start, code = time.perf_counter(), 'OK'
+    start, code = time.perf_counter(), 'CANCELLED'  # what is left where the client went away, or the server ends
     method = _method_of(request)
     try:
-        return _json(await handler(request))
+        response = _json(await handler(request))
+        code = 'OK'
+        return response
     except Failure as refused:
         code = refused.code.name
         return _error(refused)
     except ClientDisconnect:
-        code = 'CANCELLED'
         return Response(status_code=499)
     except Exception as error:
         code = 'INTERNAL'
