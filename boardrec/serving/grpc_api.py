@@ -21,6 +21,8 @@ from boardrec.serving.service import Service, Spec
 
 PREDICTION_SERVICE = 'tensorflow.serving.PredictionService'
 _ENVELOPE_BYTES = 1 << 20  # of a message, beside what it carries
+_READ_BYTES = 8 << 30
+_FEWEST_CALLS = 64
 
 
 class Health(health_pb2_grpc.HealthServicer):
@@ -66,7 +68,7 @@ class Health(health_pb2_grpc.HealthServicer):
 def make_server(service: Service, measured: Metrics, told: Health, *, max_bytes: int,
                 max_calls: int) -> grpc.aio.Server:
     """A server without a port yet. Larger messages and more calls at once are refused with RESOURCE_EXHAUSTED."""
-    server = grpc.aio.server(maximum_concurrent_rpcs=max_calls, options=[
+    server = grpc.aio.server(maximum_concurrent_rpcs=calls_at_once(max_bytes, max_calls), options=[
         ('grpc.max_receive_message_length', max_bytes + _ENVELOPE_BYTES), ('grpc.max_send_message_length', -1),
         ('grpc.so_reuseport', 0)])  # else two servers share a port in silence
     prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(
@@ -74,6 +76,14 @@ def make_server(service: Service, measured: Metrics, told: Health, *, max_bytes:
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(_Model(service, measured), server)
     health_pb2_grpc.add_HealthServicer_to_server(told, server)
     return server
+
+
+def calls_at_once(max_bytes: int, max_calls: int) -> int:
+    """So many, at most max_calls, that the messages which gRPC reads at once fit _READ_BYTES, but _FEWEST_CALLS.
+
+    gRPC reads a message whole before any code of ours can count it.
+    """
+    return min(max_calls, max(_FEWEST_CALLS, _READ_BYTES // (max_bytes + _ENVELOPE_BYTES)))
 
 
 class _Prediction(prediction_service_pb2_grpc.PredictionServiceServicer):

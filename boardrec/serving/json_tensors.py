@@ -77,6 +77,11 @@ def answer(outputs: Arrays, in_rows: bool) -> bytes:
     return _dumps_finite({'predictions': rows}, outputs)
 
 
+def size_of(outputs: Arrays) -> int:
+    """How much JSON there is to write: a number counts as 1, and so does a byte of text."""
+    return sum(sum(map(len, array.flat)) if array.dtype == object else array.size for array in outputs.values())
+
+
 def array_of(value: Any, tensor: Tensor) -> np.ndarray:
     """A nested list, or a single value, as an array of the tensor's type. Raises Failure if it is ragged or another."""
     leaves, shape = [value], []

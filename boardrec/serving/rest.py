@@ -1,12 +1,13 @@
 """TF Serving's REST API, beside the page, health and metrics, as an ASGI app.
 
-https://www.tensorflow.org/tfx/serving/api_rest. What it does not say: 408 for a body that takes too long, 413 for one
-that is too large, 415 for an encoded one, 429 where too much waits, 504 where the answer takes too long. The body is
-{"error": ...} in each case.
+https://www.tensorflow.org/tfx/serving/api_rest. What it does not say: 403 for another host's name, 408 for a body that
+takes too long, 413 for one that is too large, 415 for an encoded one, 429 where too much waits, 504 where the answer
+takes too long. The body is {"error": ...} in each case. Only uvicorn's own errors are plain text: 400 for what is no
+HTTP, 503 beyond the connections that it takes, and 500 for what is cut off at the end of a server's --drain_seconds.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 import contextlib
 import functools
 import re
@@ -25,14 +26,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from boardrec.serving import json_tensors, messages, metrics, proto_tensors, upload_page
 from boardrec.serving.failure import Failure
 from boardrec.serving.metrics import Metrics
-from boardrec.serving.servable import REGRESS
+from boardrec.serving.servable import Arrays, REGRESS, Signature
 from boardrec.serving.service import Service, Spec
 
 # tensorflow/serving, http_rest_api_util.cc
 _ASK = re.compile(r'/v1/models/([^/:]+)(?:/versions/(\d+)|/labels/([^/:]+))?:(classify|regress|predict)', re.I)
 _LOOK = re.compile(r'/v1/models(?:/([^/:]+))?(?:/versions/(\d+)|/labels/([^/:]+))?(?:/(metadata))?', re.I)
 _PORT = re.compile(r':\d*$')
-_IN_THREAD_BYTES = 1 << 20  # bodies that take the loop more than a few milliseconds to parse
+_ON_LOOP_BYTES = 128 << 10  # of a body: up to 4 ms for a list of small numbers
+_ON_LOOP_VALUES = 32 << 10  # of an answer: up to 4 ms for rows of objects
 
 
 class Limits(NamedTuple):
@@ -84,15 +86,16 @@ async def _named(every: ASGIApp, names: frozenset[str], scope: Scope, receive: R
 async def _counted(measured: Metrics, handler: Callable[[Request], Awaitable[bytes]],
                    request: Request) -> Response:
     """Whatever happens as a response, and counted."""
-    start, code = time.perf_counter(), 'OK'
+    start, code = time.perf_counter(), 'CANCELLED'  # what is left where the client went away, or the server ends
     method = _method_of(request)
     try:
-        return _json(await handler(request))
+        response = _json(await handler(request))
+        code = 'OK'
+        return response
     except Failure as refused:
         code = refused.code.name
         return _error(refused)
     except ClientDisconnect:
-        code = 'CANCELLED'
         return Response(status_code=499)
     except Exception as error:
         code = 'INTERNAL'
@@ -116,22 +119,60 @@ async def _ask_or_look(service: Service, limits: Limits, request: Request) -> by
 async def _ask(service: Service, limits: Limits, request: Request, spec: Spec, method: str) -> bytes:
     with contextlib.ExitStack() as held:
         body = await _read(service, limits, request, held)
-        parse = asyncio.to_thread if len(body) > _IN_THREAD_BYTES else _at_once
-        document = await parse(json_tensors.loads, body)
+        large = len(body) > _ON_LOOP_BYTES
+        document = await _called(large, json_tensors.loads, body)
+        del body
         served = held.enter_context(service.use(spec))
         signature = served.servable.signature(json_tensors.signature_name(document))
-        if method == 'predict':
-            inputs, in_rows = await parse(json_tensors.inputs_of, document, signature)
-            del document, body
-            return json_tensors.answer(await service.run(served, signature, inputs), in_rows)
-        if method == 'regress':
-            if signature.method != REGRESS:
-                raise Failure('INVALID_ARGUMENT', f'Expected regression signature method_name to be {REGRESS}. '
-                              f'Was: {signature.method}')
-            raise Failure('UNIMPLEMENTED', 'boardrec.serve does not regress; TF Serving does')
-        name = proto_tensors.check_classifies(signature)
-        examples = proto_tensors.examples_of(proto_tensors.input_of_json(document))
-        return proto_tensors.classification_json(await service.run(served, signature, {name: examples}))
+        inputs, write = await _called(large, _METHODS[method], document, signature)
+        del document
+        outputs = await _while_there(request, service.run(served, signature, inputs))
+        return await _called(json_tensors.size_of(outputs) > _ON_LOOP_VALUES, write, outputs)
+
+
+async def _called(large: bool, function: Callable[..., Any], *args: Any) -> Any:
+    """What a function returns, which runs in a thread if it takes the event loop too long."""
+    return await asyncio.to_thread(function, *args) if large else function(*args)
+
+
+async def _while_there(request: Request, work: Coroutine[Any, Any, Any]) -> Any:
+    """What `work` returns. Cancels it, and raises ClientDisconnect, if the client leaves before."""
+    tasks = working, leaving = asyncio.create_task(work), asyncio.create_task(_left(request))
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise ClientDisconnect
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)  # what was cancelled gives back what it holds
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())['type'] != 'http.disconnect':
+        pass
+
+
+def _predict(document: dict[str, Any], signature: Signature) -> tuple[Arrays, Callable[[Arrays], bytes]]:
+    inputs, in_rows = json_tensors.inputs_of(document, signature)
+    return inputs, functools.partial(json_tensors.answer, in_rows=in_rows)
+
+
+def _regress(document: dict[str, Any], signature: Signature) -> None:
+    if signature.method != REGRESS:
+        raise Failure('INVALID_ARGUMENT', f'Expected regression signature method_name to be {REGRESS}. '
+                      f'Was: {signature.method}')
+    raise Failure('UNIMPLEMENTED', 'boardrec.serve does not regress; TF Serving does')
+
+
+def _classify(document: dict[str, Any], signature: Signature) -> tuple[Arrays, Callable[[Arrays], bytes]]:
+    name = proto_tensors.check_classifies(signature)
+    examples = proto_tensors.examples_of(proto_tensors.input_of_json(document))
+    return {name: examples}, proto_tensors.classification_json
+
+
+_METHODS = {'predict': _predict, 'regress': _regress, 'classify': _classify}  # a request's inputs, and how to answer
 
 
 def _look(service: Service, spec: Spec, metadata: bool) -> bytes:
@@ -141,10 +182,6 @@ def _look(service: Service, spec: Spec, metadata: bool) -> bytes:
         return json_tensors.dumps(messages.as_document(messages.model_status(service.statuses(spec))))
     with service.use(spec) as served:
         return json_tensors.dumps(messages.model_metadata_json(spec.name, served.servable))
-
-
-async def _at_once(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
 
 
 def _spec(match: re.Match) -> Spec:

@@ -177,6 +177,12 @@ def test_a_message_that_is_too_large_is_refused(prediction):
     assert 'larger than max' in details
 
 
+@pytest.mark.parametrize(('mib', 'calls'), [(1, 4096), (3, 2048), (31, 256), (127, 64), (2047, 64)])
+def test_messages_that_are_read_at_once_fit_8_gib_unless_they_are_large(served, mib, calls):
+    from boardrec.serving import grpc_api
+    assert grpc_api.calls_at_once(mib << 20, 4096) == calls
+
+
 def test_health(channel):
     from grpc_health.v1 import health_pb2, health_pb2_grpc
     stub = health_pb2_grpc.HealthStub(channel)

@@ -5,6 +5,7 @@ import gzip
 import http.client
 import json
 import socket
+import threading
 import time
 
 import pytest
@@ -230,6 +231,31 @@ def test_names_of_the_loopback(served):
         assert request(served, 'POST', PREDICT, json.dumps(ROW), [('Host', host)])[0] == 200
     with connected(served, 'GET /healthz HTTP/1.0\r\n\r\n') as connection:
         assert connection.recv(100).startswith(b'HTTP/1.1 200 ')  # who says none is no browser
+
+
+def test_only_what_is_small_is_parsed_and_written_on_the_event_loop(served, monkeypatch):
+    from boardrec.serving import json_tensors, proto_tensors
+    threads = []
+
+    def noted(function):
+        def call(*args, **kwargs):
+            threads.append(threading.current_thread())
+            return function(*args, **kwargs)
+        return call
+
+    for module, name in ((json_tensors, 'loads'), (json_tensors, 'inputs_of'), (json_tensors, 'answer'),
+                         (proto_tensors, 'input_of_json'), (proto_tensors, 'classification_json')):
+        monkeypatch.setattr(module, name, noted(getattr(module, name)))
+    small = ({'instances': ['a']}, {'examples': [{'image_bytes': 'a'}], 'signature_name': 'classify'})
+    large = ({'instances': ['a' * 2000] * 100}, {**small[1], 'examples': [{'image_bytes': 'a' * 200}] * 900},
+             {'instances': [''] * 6000, 'signature_name': 'embedding'})
+    for document, method in zip(small, ('predict', 'classify'), strict=True):
+        assert post(served, f'{URL}:{method}', document)[0] == 200
+    loop, = set(threads)
+    threads.clear()
+    for document, method in zip(large, ('predict', 'classify', 'predict'), strict=True):
+        assert post(served, f'{URL}:{method}', document)[0] == 200
+    assert [thread is loop for thread in threads] == [False, False, True, False, False, True, True, True, False]
 
 
 def test_an_encoded_body_is_refused(served):

@@ -164,13 +164,36 @@ def test_a_batch_of_many_clients_and_its_measure(saved_versions, tmp_path):
         servers.wait_until(lambda: servers.is_ready(found))
         with ThreadPoolExecutor(16) as pool:
             statuses = list(pool.map(lambda _: one_answer(found)[0], range(16)))
-        connection = rest(found)
-        connection.request('GET', '/monitoring/prometheus/metrics')
-        page = connection.getresponse().read().decode()
-        connection.close()
+        assert batches(found) < 10, '16 requests at once share batches'
     assert statuses == [200] * 16
-    batches = float(page.partition('boardrec_batch_rows_count{signature="serving_default"} ')[2].partition('\n')[0])
-    assert batches < 10, '16 requests at once share batches'
+
+
+def metrics(found):
+    connection = rest(found)
+    connection.request('GET', '/monitoring/prometheus/metrics')
+    page = connection.getresponse().read().decode()
+    connection.close()
+    return page
+
+
+def batches(found):
+    """How many have run."""
+    return float(metrics(found).partition('boardrec_batch_rows_count{signature="serving_default"} ')[2].split('\n')[0])
+
+
+def test_what_a_client_that_has_gone_asked_for_does_not_run(tmp_path):
+    folder = tmp_path / 'boardrec'
+    folder.mkdir()
+    served_models.save(folder, 1, seconds=0.1)
+    with servers.running(folder, max_batch_size=1, batches_in_flight=1) as found:
+        servers.wait_until(lambda: servers.is_ready(found))
+        connection = rest(found)
+        connection.request('POST', f'{URL}:predict', json.dumps({'instances': ['x'] * 100}))
+        servers.wait_until(lambda: 'boardrec_queued_rows 0.0' not in metrics(found))
+        connection.close()
+        servers.wait_until(lambda: 'api="rest",code="CANCELLED",method="predict"' in metrics(found))
+        assert version_of(found) == 1
+        assert batches(found) < 50
 
 
 def test_a_request_that_takes_too_long_is_given_up(tmp_path):

@@ -21,6 +21,15 @@ _DROP = '''(() => {
   }
   document.getElementById('drop').dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true}));
 })()'''
+_OUTDATED = '''(() => {
+  const {fetch} = window;
+  let outdated = %d;  // answers that tell of a version that is gone
+  window.fetch = async (...args) => {
+    const response = await fetch(...args);
+    if (args[0] !== 'model.json' || outdated-- <= 0) return response;
+    return Response.json({...await response.json(), version: 99});
+  };
+})()'''
 _DONE = "document.querySelectorAll('.answer').length === %d && !document.querySelector('[aria-busy]')"
 
 
@@ -87,6 +96,14 @@ def test_what_the_server_refuses_is_shown(served, page):
     visit(page, served)
     answer, = drop(page, [('large.png', bytes(1 << 20))])
     assert 'No answer: the body has more than --max_request_mib=1 MiB' in answer
+
+
+def test_a_version_that_goes_meanwhile_is_asked_again_as_the_newest_once(served, page):
+    for gone, shown in ((1, ' %'), (2, 'No answer: Servable not found for request: Specific(boardrec, 99)')):
+        visit(page, served)
+        page.evaluate(_OUTDATED % gone)
+        answer, = drop(page, [('one.png', png(0))])
+        assert shown in answer
 
 
 def test_light_and_dark_differ(served, page):
