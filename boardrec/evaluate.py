@@ -32,7 +32,7 @@ def main(config: EvaluateConfig) -> None:
 
 def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
     progress.import_tensorflow()
-    from boardrec.reporting import facts, metrics, predictions_csv, report, summary
+    from boardrec.reporting import decisions, facts, metrics, predictions_csv, report, summary
     from boardrec.training import inference, source_check, uncalibrated
 
     predictor = inference.load(config.run_dir)
@@ -77,7 +77,9 @@ def _evaluate(config: EvaluateConfig, records_folder: pathlib.Path) -> None:
         predictor.run.report, evaluation, facts.gather(record_set, predictor.config, predictor.facts, config),
         run_dir.read_history(predictor.run), read_image=_pictures(record_set, stored),
         heat_maps=_heat_maps(predictor, record_set, stored, shown))
-    for line in [*(text.rstrip() for text in texts.values()), *summary.warnings(sliced)]:
+    doubt = decisions.doubt(decision)
+    for line in [*(text.rstrip() for text in texts.values()), *summary.warnings(sliced),
+                 *([f'warning: {doubt}'] if doubt else [])]:
         progress.say(line)
     auc = '' if values['auc'] is None else f', AUC {values["auc"]:.4f}'
     progress.say(f'{config.split}: accuracy {values["accuracy"]:.4f}{auc} on {values["records"]:,} records; '

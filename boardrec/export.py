@@ -20,9 +20,12 @@ def main(config: ExportConfig) -> None:
     """Writes the next version below --export_dir, checked in a TF1 session as TF Serving runs it."""
     run_dir.require_finished(config.run_dir)
     progress.import_tensorflow()
+    from boardrec.reporting import decisions
     from boardrec.serving import publish, self_test, signatures
     from boardrec.training import inference
     predictor = inference.load(config.run_dir)
+    if doubt := decisions.doubt(run_dir.read_decision(predictor.run, predictor.facts)):
+        progress.say(f'warning: {doubt}')
     export_dir = pathlib.Path(config.export_dir)
     limits = signatures.InputLimits(config.max_image_mib << 20, round(config.max_megapixels * 1e6), config.max_side,
                                     config.max_side_ratio)

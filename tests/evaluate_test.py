@@ -222,6 +222,18 @@ def test_the_threshold_comes_from_validation_and_stays(unsure, monkeypatch):
     assert again(unsure)[1] == other, 'kept'
 
 
+def test_a_threshold_of_no_use_is_told_in_terminal_and_report(unsure, capsys):
+    path = unsure / 'evaluation' / 'val' / 'uncalibrated.npz'
+    with np.load(path) as kept:
+        arrays = dict(kept)
+    arrays['probabilities'] = np.full_like(arrays['probabilities'], 0.5)
+    np.savez(path, **arrays)
+    again(unsure)
+    words = 'is of little use: it was chosen where ROC-AUC is 0.500'
+    assert f'warning: the threshold 0.5 {words}' in capsys.readouterr().out
+    assert f'The threshold 0.5 {words}' in (unsure / 'report' / 'index.html').read_text()
+
+
 def test_run_export_and_evaluation_decide_alike(unsure, source_images):
     """With a threshold and a temperature: the loaded run, the served graph and predictions.csv."""
     from boardrec.serving import signatures

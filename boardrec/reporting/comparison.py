@@ -27,8 +27,11 @@ def compare(first: Run, second: Run, class_names: Sequence[str], positive_class:
 
     records        how many
     runs           the two names
-    metrics        {metric: {first, second, difference (second less first), interval, excludes_0}}, metrics as at the
-                   top of `metrics.compute`; the interval is a paired bootstrap's: both count the same draws
+    identical      whether all probabilities are the same
+    metrics        {metric: {first, second, difference (second less first), interval, excludes_0, p_value}}, metrics as
+                   at the top of `metrics.compute`; the interval is a paired bootstrap's: both count the same draws.
+                   p_value: McNemar's, of accuracy and, of two classes, of recall and specificity (on the records of
+                   the positive and of the negative class); None of others, which have no such exact test
     mcnemar        both_right, only_first, only_second, both_wrong, and p_value of the exact test (McNemar, 1947) that
                    only_first and only_second are equally likely; 1 where they never differ
     changed        records on which they decide differently: record_id, source, label, first, second, with the
@@ -39,8 +42,17 @@ def compare(first: Run, second: Run, class_names: Sequence[str], positive_class:
     labels = first.predictions.labels
     chosen = [metrics.decide(run.predictions.probabilities, positive, run.threshold) for run in (first, second)]
     right = [said == labels for said in chosen]
+    differences = _differences([first, second], chosen, positive)
+    subsets = {'accuracy': np.full(len(labels), True)}
+    if positive is not None:
+        subsets |= {'recall': labels == positive, 'specificity': labels != positive}
+    for name, row in differences.items():
+        subset = subsets.get(name)
+        row['p_value'] = None if subset is None or not subset.any() else mcnemar(
+            *(of_run[subset] for of_run in right))['p_value']
     return {'records': len(labels), 'runs': [first.name, second.name],
-            'metrics': _differences([first, second], chosen, positive),
+            'identical': np.array_equal(first.predictions.probabilities, second.predictions.probabilities),
+            'metrics': differences,
             'mcnemar': mcnemar(*right), 'changed': _changed(first, second, chosen, class_names)}
 
 

@@ -60,6 +60,8 @@ def sentence(result: Mapping) -> str:
     """The difference of the accuracies and whether it is by chance."""
     row, p_value = result['metrics']['accuracy'], result['mcnemar']['p_value']
     span = '' if row['interval'] is None else f', 95% interval {row["interval"][0]:+.4f} to {row["interval"][1]:+.4f}'
+    if result['identical']:
+        return f'accuracy {row["first"]:.4f} in both runs, which give the same probabilities'
     return (f'accuracy {row["first"]:.4f} and {row["second"]:.4f}: {row["difference"]:+.4f}{span}; '
             f'McNemar p = {_p(p_value)}')
 
@@ -93,46 +95,62 @@ def write(path: os.PathLike | str, result: Mapping, sides: Sequence[Side], split
 def _title(result: Mapping) -> str:
     row = result['metrics']['accuracy']
     if not result['changed']:
-        return 'A and B decide alike'
-    if not _is_clear(result):
+        return 'A and B give the same probabilities' if result['identical'] else 'A and B decide alike'
+    if not _is_clear(row):
         return 'No clear difference between A and B'
     return f'B is {"better" if row["difference"] > 0 else "worse"} than A by {abs(row["difference"]):.1%}'
 
 
 def _lead(result: Mapping) -> str:
     row, found = result['metrics']['accuracy'], result['mcnemar']
+    of = f'Of {result["records"]:,} {"image" if result["records"] == 1 else "images"}'
+    if not result['changed']:
+        return f'{of} both have {row["first"]:.1%} right, and they decide each of them alike.'
+    apart = (f'Only A is right on {_images(found["only_first"])} and only B on {found["only_second"]:,}, as uneven as '
+             f'that by chance alone with p = {_p(found["p_value"])} (McNemar).')
+    if found['only_first'] == found['only_second'] == 0:
+        apart = f'They have the same images right, and {_images(len(result["changed"]))} wrong in another way.'
+    if row['difference'] == 0:
+        return f'{of} both have {row["first"]:.1%} right. {apart}'
     span = '' if row['interval'] is None else (
         f' (95% interval {100 * row["interval"][0]:+.1f} to {100 * row["interval"][1]:+.1f})')
-    return (f'Of {result["records"]:,} images A has {row["first"]:.1%} right and B {row["second"]:.1%}, a difference '
-            f'of {100 * row["difference"]:+.1f} points{span}. Only A is right on {found["only_first"]:,} images and '
-            f'only B on {found["only_second"]:,}, as uneven as that by '
-            f'chance alone with p = {_p(found["p_value"])} (McNemar).')
+    return (f'{of} A has {row["first"]:.1%} right and B {row["second"]:.1%}, a difference '
+            f'of {100 * row["difference"]:+.1f} points{span}. {apart}')
 
 
 def _concerns(result: Mapping, split: str) -> list[Concern]:
     apart = result['mcnemar']['only_first'] + result['mcnemar']['only_second']
     found = []
     row = result['metrics']['accuracy']
-    if _is_clear(result):
+    if _is_clear(row):
         found.append(Concern('good' if row['difference'] > 0 else 'bad',
                              f'The difference in accuracy is not by chance: its interval lies '
                              f'{"above" if row["difference"] > 0 else "below"} 0.'))
-    if apart < _FEW_APART:
-        found.append(Concern('note', f'The runs differ in what is right on {apart} records only: few to tell them '
-                                     'apart by.'))
+    if result['identical']:
+        found.append(Concern('note', 'Nothing tells the runs apart here: are they copies of one?'))
+    elif apart < _FEW_APART:
+        found.append(Concern('note', f'The runs differ in what is right on {apart or "no"} '
+                                     f'record{"" if apart == 1 else "s"}{" only" if apart else ""}: too few to tell '
+                                     'them apart by.'))
+    if result['metrics']['auc']['difference'] is None:
+        found.append(Concern('note', 'All these images are of one class: what the runs make of others is unknown.'))
     if split == 'test':
         found.append(Concern('note', 'Whoever chooses among many runs by this split makes it a validation split: '
                                      'choose on --split=val, and look here once.'))
     return found
 
 
-def _is_clear(result: Mapping) -> bool:
-    """Whether chance does not explain the difference in accuracy, by its interval and by McNemar's test.
+def _is_clear(row: Mapping) -> bool:
+    """Whether chance does not explain a metric's difference, by its interval and, where it has one, its exact test.
 
     A bootstrap cannot draw records on which the runs would differ the other way: of four records that only one has
     right its interval leaves 0 out, with p = 0.125.
     """
-    return bool(result['metrics']['accuracy']['excludes_0']) and result['mcnemar']['p_value'] < 1 - bootstrap.LEVEL
+    return bool(row['excludes_0']) and (row['p_value'] is None or row['p_value'] < 1 - bootstrap.LEVEL)
+
+
+def _images(count: int) -> str:
+    return f'{count:,} image{"" if count == 1 else "s"}'
 
 
 def _figures(result: Mapping) -> str:
@@ -143,11 +161,15 @@ def _figures(result: Mapping) -> str:
             rows.append((name, page.number(row['first']), page.number(row['second']), '–', ''))
             continue
         better = (row['difference'] > 0) != (key in _LESS_IS_BETTER)
-        clear = _is_clear(result) if key == 'accuracy' else row['excludes_0']
-        said = '' if not clear else 'B is better' if better else 'B is worse'
-        rows.append((name, page.number(row['first']), page.number(row['second']), _span(row, widest or 1), page.Markup(
-            f'<b class="{"good" if better else "bad"}">{said}</b>' if said else 'may be chance')))
-    return page.table(['metric', 'A', 'B', 'B less A', 'verdict'], rows, 'Metrics of both runs')
+        said = 'the same' if row['difference'] == 0 else 'may be chance'
+        if _is_clear(row):
+            said = f'<b class="{"good" if better else "bad"}">{"B is better" if better else "B is worse"}</b>'
+        test = '' if row['p_value'] is None else f'<span class="aside">p = {_p(row["p_value"])}</span>'
+        rows.append((name, page.number(row['first']), page.number(row['second']), _span(row, widest or 1),
+                     page.Markup(said + test)))
+    return page.table(['metric', 'A', 'B', 'B less A', 'verdict'], rows, 'Metrics of both runs') + page.paragraph(
+        'A verdict goes by the interval of the paired bootstrap. Where p stands below it, McNemar\'s exact test (of '
+        'recall on the positive records alone, of specificity on the negative) must find p below 0.05 too.')
 
 
 def _span(row: Mapping, widest: float) -> page.Markup:
@@ -247,7 +269,8 @@ def _said(run: Mapping) -> str:
 
 def _settings(sides: Sequence[Side], letters: Sequence[str]) -> str:
     a, b = sides
-    rows = [(name, value, b.settings[name]) for name, value in a.settings.items() if value != b.settings[name]]
+    rows = [(name, value, b.settings[name]) for name, value in a.settings.items()
+            if value != b.settings[name] and name != 'run_dir']
     rows += [(f'version of {name}', value, b.facts['versions'].get(name)) for name, value in
              a.facts.get('versions', {}).items() if value != b.facts.get('versions', {}).get(name)]
     rows += [(name.replace('_', ' '), a.facts.get(name), b.facts.get(name)) for name in ('epochs', 'best_epoch',

@@ -1,12 +1,12 @@
 """What of validation records decides for all others: the threshold between two classes, and the temperature."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import numpy as np
 
 from boardrec.config import UserError
-from boardrec.reporting import calibration, measures, metrics, thresholds
+from boardrec.reporting import bootstrap, calibration, measures, metrics, thresholds
 from boardrec.reporting.metrics import HALF, Predictions
 
 
@@ -26,7 +26,7 @@ def choose(predictions: Predictions, positive: int | None, criterion: Criterion,
     threshold, temperature  None with other than two classes; 1 unless asked for
     criterion, chosen_on    why, and from what
     validation              records, log_loss and ece, and those before calibration; of two classes precision, recall
-                            and f1 at the threshold and at 0.5
+                            and f1 at the threshold and at 0.5, called_positive, auc and auc_interval
     Raises UserError where what was asked for cannot be had.
     """
     _require_possible(predictions, positive, criterion)
@@ -52,6 +52,21 @@ def sentence(decision: dict) -> str:
     elif decision['criterion']['calibrate']:
         parts.append('no temperature, because the validation records have no best one')
     return '; '.join(parts) or 'nothing to choose'
+
+
+def doubt(decision: Mapping | None) -> str:
+    """A sentence of why the threshold is of no use on the validation records, or ''."""
+    values, found = (decision or {}).get('validation', {}), []
+    if 'called_positive' not in values:  # none, other than two classes, or of an earlier boardrec
+        return ''
+    low = values['auc'] if values['auc_interval'] is None else values['auc_interval'][0]
+    if low is not None and low <= 0.5 and decision['criterion']['threshold'] != 'half':
+        span = '' if values['auc_interval'] is None else ' (95% interval {:.3f} to {:.3f})'.format(
+            *values['auc_interval'])
+        found.append(f'it was chosen where ROC-AUC is {values["auc"]:.3f}{span}, not clearly above chance (0.5)')
+    if values['called_positive'] in (0, values['records']):
+        found.append(f'it calls every validation record {"positive" if values["called_positive"] else "negative"}')
+    return f'the threshold {decision["threshold"]:.3g} is of little use: {", and ".join(found)}.' if found else ''
 
 
 def _require_possible(predictions: Predictions, positive: int | None, criterion: Criterion) -> None:
@@ -92,7 +107,23 @@ def _decided(predictions: Predictions, positive: int, threshold: float) -> dict:
         return {name: None if np.isnan(measured[name][0, positive]) else float(measured[name][0, positive])
                 for name in ('precision', 'recall', 'f1')}
 
-    return {**at(threshold), 'at_half': at(HALF)}
+    chosen = metrics.decide(predictions.probabilities, positive, threshold)
+    return {**at(threshold), 'at_half': at(HALF), 'called_positive': int((chosen == positive).sum()),
+            **_ranked(predictions, positive)}
+
+
+def _ranked(predictions: Predictions, positive: int) -> dict:
+    """The area under the ROC curve and its 95% interval; None where it is undefined."""
+    labels, records = predictions.labels, len(predictions.labels)
+    if not 0 < (labels == positive).sum() < records:
+        return {'auc': None, 'auc_interval': None}
+    ranks = measures.ranks(metrics.as_float32(predictions.probabilities)[:, positive], labels == positive)
+
+    def auc(weights: np.ndarray) -> dict[str, np.ndarray]:
+        return {'auc': ranks(weights)[0]}
+
+    return {'auc': float(auc(np.ones((1, records)))['auc'][0]),
+            'auc_interval': bootstrap.interval(bootstrap.replicates(auc, records)['auc'])}
 
 
 def _number(value: float | None) -> str:

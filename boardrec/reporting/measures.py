@@ -56,18 +56,18 @@ def of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> Measure:
     losses = record_losses(labels, probabilities)
     truth = np.eye(probabilities.shape[1], dtype=bool)[labels]
     costs = np.column_stack([np.square(probabilities - truth), losses])
-    ranked = [_ranks(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
+    ranked = [ranks(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
     gaps = [calibration_error(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
-        ranks = [rank(weights) for rank in ranked]
+        areas = [of_class(weights) for of_class in ranked]
         means = weights @ costs / weights.sum(axis=1)[:, None]
         brier = means[:, :-1]
         return {
             'log_loss': means[:, -1],
             'brier_sum': brier.sum(axis=1),
-            'auc': np.stack([auc for auc, _ in ranks], axis=1),
-            'average_precision': np.stack([area for _, area in ranks], axis=1),
+            'auc': np.stack([auc for auc, _ in areas], axis=1),
+            'average_precision': np.stack([area for _, area in areas], axis=1),
             'brier': brier,
             'ece': np.stack([gap(weights) for gap in gaps], axis=1)}
 
@@ -109,7 +109,7 @@ def _summer(groups: np.ndarray, count: int) -> Callable[[np.ndarray], np.ndarray
     return sums
 
 
-def _ranks(scores: np.ndarray, truth: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+def ranks(scores: np.ndarray, truth: np.ndarray) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
     """The function from weights [R, N] to the areas under the ROC and the precision-recall curve, [R] each.
 
     Sorted once; records of equal score are one step of both curves.

@@ -90,7 +90,7 @@ def write(path: os.PathLike | str, evaluation: Evaluation, facts: Facts, history
         path, title=verdict.headline(values, split), lead=verdict.lead(values, split, evaluation.decision),
         eyebrow=f'boardrec · {split} split · {_listed(evaluation.class_names)}',
         concerns=verdict.concerns(values, split=split, data=facts.data, history=history, slices=evaluation.slices,
-                                  source_check=evaluation.source_check, temperature=evaluation.temperature),
+                                  source_check=evaluation.source_check, decision=evaluation.decision),
         sections=sections, footer='The figures of the evaluation recompute from predictions.csv. Intervals are 95% '
                                   'bootstrap intervals over the records; those of shares in plots are Wilson '
                                   'intervals.')

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from boardrec.reporting import curves, metrics
+from boardrec.reporting import curves, decisions, metrics
 from boardrec.reporting.facts import Data
 from boardrec.reporting.page import Concern
 
@@ -39,11 +39,12 @@ def lead(values: Mapping, split: str, decision: Mapping | None) -> str:
 
 
 def concerns(values: Mapping, *, split: str, data: Data, history: Sequence[Mapping], slices: Sequence[Mapping] = (),
-             source_check: Mapping | None = None, temperature: float = 1.0) -> list[Concern]:
+             source_check: Mapping | None = None, decision: Mapping | None = None) -> list[Concern]:
     """What to worry about, the worst first; a single good word if there is nothing."""
     found = [*_chance(values), *_of_split(split), *_absent(values), *_leaks(data, split), *_slices(slices),
-             *_classes(values), *_few(values), *_training(history), *_believed(values, temperature), *_rejected(data),
-             *_sources(source_check)]
+             *_classes(values), *_few(values), *_training(history),
+             *_believed(values, decision['temperature'] if decision else 1.0), *_rejected(data),
+             *_sources(source_check), *_undecided(decision)]
     found.sort(key=lambda concern: concern.level != 'bad')
     return found or [Concern('good', 'Nothing stands out: enough records, no leaks, no class or slice far behind, no '
                                      'overfitting to speak of.')]
@@ -177,6 +178,11 @@ def _sources(check: Mapping | None) -> list[Concern]:
         return []
     return [Concern('bad', f'Of {check["records"]} records {check["decisions_differ"]} are decided otherwise than the '
                            'files that they were made from, which predict and the export see.')]
+
+
+def _undecided(decision: Mapping | None) -> list[Concern]:
+    words = decisions.doubt(decision)
+    return [Concern('bad', words[0].upper() + words[1:])] if words else []
 
 
 def _share(value: float | None) -> str:

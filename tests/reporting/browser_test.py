@@ -81,7 +81,7 @@ def comparison_of_two(folder: pathlib.Path) -> pathlib.Path:
                               ('second', predictions._replace(probabilities=probabilities), longer)):
         values = pages.evaluation(of, names, 'positive').metrics
         sides.append(comparison_page.Side(comparison.Run(name, of, 0.5), {**values, 'images_per_second': 1.0},
-                                          {**settings[0], **settings[1], 'run_dir': name * 30}, {}, history))
+                                          {**settings[0], **settings[1], 'backbone': name * 30}, {}, history))
     folder.mkdir()
     result = comparison.compare(*(side.run for side in sides), names, 'positive')
     comparison_page.write(folder / 'c.html', result, sides, 'test', 'positive', read_image=pages.picture)

@@ -1,5 +1,6 @@
 """The page of two runs says what comparison says, and what cannot be compared is refused."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -37,7 +38,6 @@ def write(tmp_path, first, second, positive='yes', read_image=picture):
 
 
 def test_two_runs(tmp_path):
-    import dataclasses
     predictions = predict(200, 2)
     right = np.flatnonzero(predictions.probabilities.argmax(axis=1) == predictions.labels)
     second = side('runs/b', worse(predictions, right[:30]), config=dataclasses.replace(CONFIG, epochs=99))
@@ -59,7 +59,22 @@ def test_two_runs(tmp_path):
 def test_runs_that_decide_alike(tmp_path):
     one = side('a', predict(50, 2))
     page, _ = write(tmp_path, one, one)
-    assert 'A and B decide alike' in page.visible and 'Not one.' in page.visible
+    assert 'A and B give the same probabilities' in page.visible and 'Not one.' in page.visible
+    assert 'they decide each of them alike. ' not in page.visible and 'are they copies of one?' in page.visible
+    assert page.words.count('the same') == 11 and 'may be chance' not in page.words and 'McNemar).' not in page.visible
+    nearly = one.run.predictions._replace(probabilities=one.run.predictions.probabilities * 0.5 + 0.25)
+    page, result = write(tmp_path, one, side('b', nearly, config=dataclasses.replace(CONFIG, run_dir='B')))
+    assert 'A and B decide alike' in page.visible and 'what is right on no records: too few' in page.visible
+    assert 'run_dir' not in page.words and not result['identical']
+
+
+def test_runs_that_are_as_good_on_other_images(tmp_path):
+    predictions = predict(50, 2)
+    right = predictions.probabilities.argmax(axis=1) == predictions.labels
+    turned = worse(predictions, [np.flatnonzero(right)[0], np.flatnonzero(~right)[0]])
+    page, _ = write(tmp_path, side('a', predictions), side('b', turned))
+    assert f'Of 50 images both have {right.mean():.1%} right. Only A is right on 1 image and only B on 1, as uneven' \
+        in page.visible
 
 
 def test_learning_curves_of_both_runs_and_of_one_without_history(tmp_path):
@@ -88,7 +103,9 @@ def test_more_classes_and_another_mistake(tmp_path):
 def test_one_record_of_one_class(tmp_path):
     one = predict(1, 2)
     page, _ = write(tmp_path, side('a', one), side('b', worse(one, [0])))
-    assert 'No clear difference between A and B' in page.visible
+    assert 'No clear difference between A and B' in page.visible and 'Of 1 image A has' in page.visible
+    assert 'what is right on 1 record only: too few' in page.visible
+    assert 'All these images are of one class: what the runs make of others is unknown.' in page.visible
 
 
 @pytest.mark.parametrize('apart, clear', [(4, False), (5, False), (6, True)])

@@ -23,7 +23,7 @@ def worse(predictions, share, seed=1):
 def test_a_run_and_itself():
     run = Run('a', random(50, 2), 0.5)
     result = comparison.compare(run, run, ['no', 'yes'], 'yes')
-    assert result['changed'] == [] and result['mcnemar']['p_value'] == 1
+    assert result['changed'] == [] and result['mcnemar']['p_value'] == 1 and result['identical']
     assert all(row['interval'] == [0, 0] and not row['excludes_0'] for row in result['metrics'].values())
 
 
@@ -53,6 +53,21 @@ def test_mcnemar_by_hand():
     assert found['p_value'] == pytest.approx(2 * stats.binom(16, 0.5).cdf(4))
 
 
+def test_recall_and_specificity_have_mcnemars_test_on_their_records():
+    """Of ten positive records only the first run has eight right; of ten negative only the second has three."""
+    labels = np.repeat([1, 0], 10)
+    right = [np.array([1] * 8 + [0] * 2 + [0] * 3 + [1] * 7), np.array([0] * 8 + [0] * 2 + [1] * 3 + [1] * 7)]
+    runs = [Run(name, make(labels, np.eye(2)[np.where(of_run, labels, 1 - labels)]), 0.5)
+            for name, of_run in zip('ab', right, strict=True)]
+    result = comparison.compare(*runs, ['no', 'yes'], 'yes')
+    found = {name: row['p_value'] for name, row in result['metrics'].items() if row['p_value'] is not None}
+    assert found == pytest.approx({'accuracy': stats.binomtest(3, 11).pvalue, 'recall': 2 / 2**8,
+                                   'specificity': 2 / 2**3})
+    three = Run('c', random(20, 3), 0.5)
+    rows = comparison.compare(three, three, list('abc'), None)['metrics']
+    assert [name for name, row in rows.items() if row['p_value'] is not None] == ['accuracy']
+
+
 def test_the_changed_are_listed_what_became_wrong_first():
     first = make([0, 1, 1, 0], [[0.9, 0.1], [0.6, 0.4], [0.2, 0.8], [0.7, 0.3]])
     second = first._replace(probabilities=np.array([[0.9, 0.1], [0.2, 0.8], [0.75, 0.25], [0.7, 0.3]]))
@@ -66,8 +81,10 @@ def test_the_changed_are_listed_what_became_wrong_first():
 @pytest.mark.parametrize('records', [1, 2])
 def test_few_records_and_an_absent_class(records):
     run = Run('a', make([0] * records, [[0.9, 0.1]] * records), 0.5)
-    row = comparison.compare(run, run, ['no', 'yes'], 'yes')['metrics']['auc']
-    assert row == {'first': None, 'second': None, 'difference': None, 'interval': None, 'excludes_0': None}
+    found = comparison.compare(run, run, ['no', 'yes'], 'yes')['metrics']
+    assert found['auc'] == {'first': None, 'second': None, 'difference': None, 'interval': None, 'excludes_0': None,
+                            'p_value': None}
+    assert found['recall']['p_value'] is None and found['specificity']['p_value'] == 1
 
 
 def test_other_records_are_refused():

@@ -1,13 +1,11 @@
-"""The threshold against every one that could be tried, and what it may not be chosen from."""
+"""The threshold against every one that could be tried."""
 
-from made_predictions import make, random
+from made_predictions import random
 import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from boardrec.config import UserError
-from boardrec.reporting import decisions, thresholds
-from boardrec.reporting.decisions import Criterion
+from boardrec.reporting import thresholds
 
 
 @pytest.mark.parametrize('seed', range(6))
@@ -40,29 +38,3 @@ def test_half_stays_where_it_is_best_and_else_no_score_is_near():
     below = np.nextafter(np.float32(0.25), np.float32(0))
     assert best([below, 0.25], [0, 1]) == 0.25, 'no float32 between them'
     assert best([0, 0], [1, 1]) == 0
-
-
-def chosen(predictions, positive=1, **criterion):
-    return decisions.choose(predictions, positive, Criterion(**criterion), lambda _: predictions.probabilities)
-
-
-def test_a_decision_says_why_and_what_it_came_to():
-    predictions = make([0, 0, 1, 1], [[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    decision = chosen(predictions)
-    assert decision['threshold'] == pytest.approx(0.25) and decision['temperature'] == 1
-    assert (decision['validation']['f1'], decision['validation']['at_half']['f1']) == (1, 0)
-    assert decisions.sentence(decision) == 'threshold 0.25, with which F1 on val is 1.0000 (0.0000 at 0.5)'
-    assert chosen(predictions, threshold='half')['threshold'] == 0.5
-    assert chosen(random(9, 3), None)['threshold'] is None
-
-
-def test_what_cannot_be_had_is_refused():
-    hard = make([0, 1], [[0.1, 0.9], [0.6, 0.4]])
-    with pytest.raises(UserError, match=r'--min_precision=0.9: no threshold reaches it .*; the highest there is 0.5'):
-        chosen(hard, min_precision=0.9)
-    with pytest.raises(UserError, match='--min_recall=0.5: there is a threshold between two classes only'):
-        chosen(random(9, 3), None, min_recall=0.5)
-    negatives = make([0, 0], [[0.9, 0.1], [0.6, 0.4]])
-    with pytest.raises(UserError, match='--threshold=f1: no validation record is of the positive class'):
-        chosen(negatives, threshold='f1')
-    assert chosen(negatives)['threshold'] == 0.5

@@ -68,6 +68,13 @@ def test_each_reason_is_told(settings, level, words):
     assert [concern.level for concern in told(**settings) if words in concern.words] == [level]
 
 
+def test_a_threshold_of_no_use_is_told():
+    values = {'called_positive': 90, 'records': 90, 'auc': None, 'auc_interval': None}
+    found = told(decision={'temperature': 1, 'threshold': 0.1, 'validation': values})
+    assert [(concern.level, concern.words) for concern in found] == [
+        ('bad', 'The threshold 0.1 is of little use: it calls every validation record positive.')]
+
+
 def leak(split, other, label='yes', action='reported'):
     return Duplicate('a', split, 'no', 'b', other, label, 'near', '0.1', action)
 
@@ -100,7 +107,7 @@ def test_an_ece_that_cannot_be_believed():
     predictions = made()
     sure = predictions._replace(probabilities=np.clip(predictions.probabilities * 9 - 4, 0, 1))
     assert 'evaluate --calibrate may mend that' in told(sure)[0].words
-    assert 'calibration notwithstanding' in told(sure, temperature=1.2)[0].words
+    assert 'calibration notwithstanding' in told(sure, decision={'temperature': 1.2, 'validation': {}})[0].words
 
 
 def test_a_class_that_is_missed():
