@@ -29,6 +29,6 @@ def served(saved_versions, tmp_path_factory):
     folder = tmp_path_factory.mktemp('models') / 'boardrec'
     folder.mkdir()
     publish(saved_versions / '1', folder / '1')
-    with running(folder, max_request_mib=1, request_seconds=3.0) as found:
+    with running(folder, max_request_mib=1, request_seconds=3.0, max_queued=8192) as found:
         wait_until(lambda: is_ready(found))
         yield found

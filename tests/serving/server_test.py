@@ -268,6 +268,8 @@ def test_warm_up_requests_run_before_a_version_is_served(model_dir, saved_versio
     (model_dir / '.tmp-2' / 'assets.extra').mkdir()
     with tf.io.TFRecordWriter(str(model_dir / '.tmp-2' / 'assets.extra' / 'tf_serving_warmup_requests')) as writer:
         writer.write(predict.SerializeToString())
+        predict.predict_log.request.inputs['image_bytes'].CopyFrom(tf.make_tensor_proto([[1]]))
+        writer.write(predict.SerializeToString())  # of a signature that has answered: it is not asked
         writer.write(classify.SerializeToString())
     (model_dir / '.tmp-2').rename(model_dir / '2')
     with servers.running(model_dir) as found:
