@@ -63,17 +63,18 @@ def reads_to_the_end(app: ASGIApp) -> ASGIApp:
     _DISCARD_SECONDS, was given up as too slow (408) or waits to be asked for the body is told that the connection ends.
     """
     async def answer(scope: Scope, receive: Receive, send: Send) -> None:
-        more = True
+        more, asked = True, (b'expect', b'100-continue') not in _lower(scope)
 
         async def counted_receive() -> Message:
-            nonlocal more
+            nonlocal more, asked
+            asked = True
             message = await receive()
             more = message.get('more_body', False)
             return message
 
         async def send_at_the_end(message: Message) -> None:
             if more and message['type'] == 'http.response.start':
-                if message['status'] != 408 and (b'expect', b'100-continue') not in _lower(scope):
+                if asked and message['status'] != 408:
                     with contextlib.suppress(TimeoutError):
                         async with asyncio.timeout(_DISCARD_SECONDS):
                             while more:

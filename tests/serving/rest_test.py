@@ -274,6 +274,11 @@ def test_a_body_that_is_too_large_is_refused_with_or_without_its_length(served):
     with connected(served, head) as connection:
         answer = b''.join(iter(lambda: connection.recv(1000), b''))  # without being asked for the body
     assert answer.startswith(b'HTTP/1.1 413 ') and b'\r\nconnection: close\r\n' in answer
+    head = f'POST {PREDICT} HTTP/1.1\r\nHost: localhost\r\nExpect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n'
+    with connected(served, head) as connection:
+        assert connection.recv(100) == b'HTTP/1.1 100 Continue\r\n\r\n'
+        connection.sendall(b'%x\r\n%b\r\n0\r\n\r\n' % (len(large), large))
+        assert connection.recv(100).startswith(b'HTTP/1.1 413 ')
     assert post(served, PREDICT, ROW)[0] == 200
 
 
