@@ -2,9 +2,10 @@
 
 import numpy as np
 
+from boardrec.config import SMALLEST_PROBABILITY
+
 BINS = 15  # of equal width over [0, 1]; Guo et al. (2017)
 COLDEST, HOTTEST = 0.05, 20.0  # of temperatures; on data that are told apart without a mistake the best would be 0
-SMALLEST_PROBABILITY = 1e-7  # about what float32 leaves of 1 - p; one sure mistake costs a log loss of 16.1
 
 
 def bins(probabilities: np.ndarray) -> np.ndarray:

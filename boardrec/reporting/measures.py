@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from boardrec.config import SMALLEST_PROBABILITY
 from boardrec.reporting import calibration
 
 Measure: TypeAlias = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -85,8 +86,8 @@ def calibration_error(said: np.ndarray, outcomes: np.ndarray) -> Callable[[np.nd
 
 
 def record_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """-ln p(true class) of each record, float64 [N]; p at least calibration.SMALLEST_PROBABILITY."""
-    own = np.maximum(probabilities[np.arange(len(labels)), labels], calibration.SMALLEST_PROBABILITY)
+    """-ln p(true class) of each record, float64 [N]; p at least SMALLEST_PROBABILITY."""
+    own = np.maximum(probabilities[np.arange(len(labels)), labels], SMALLEST_PROBABILITY)
     return 0 - np.log(own)  # not -0.0 where p is 1
 
 

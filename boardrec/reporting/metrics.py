@@ -63,7 +63,7 @@ def compute(predictions: Predictions, class_names: Sequence[str], positive_class
     balanced_accuracy              mean recall of the classes that have records
     precision, recall, specificity, f1, auc, average_precision
                                    two classes: of the positive one; more: as in `macro`
-    log_loss                       mean of -ln p(true class), p at least calibration.SMALLEST_PROBABILITY
+    log_loss                       mean of -ln p(true class), p at least config.SMALLEST_PROBABILITY
     brier                          two classes: mean of (p(positive) - is positive)^2. More: mean over the records of
                                    the sum of squares over the classes (Brier 1950), which for two is twice as much
     ece                            expected calibration error over calibration.BINS bins, of p(positive); with more

@@ -168,7 +168,14 @@ def _with_flags(words: str) -> str:
 def _row(cells: Sequence[object], words: Sequence[int]) -> str:
     first, *rest = cells
     return f'<tr><th scope="row">{text(first)}</th>' + ''.join(
-        f'<td{" class=words" if i in words else ""}>{text(cell)}</td>' for i, cell in enumerate(rest, 1)) + '</tr>'
+        f'<td{_class_of(cell, i in words)}>{text(cell)}</td>' for i, cell in enumerate(rest, 1)) + '</tr>'
+
+
+def _class_of(cell: object, words: bool) -> str:
+    # A browser would break 6e-11 after its hyphen.
+    is_number = not isinstance(cell, Markup) and re.fullmatch(r'-?[\d.,]+(e[-+]?\d+)?', as_words(cell))
+    names = [*(['words'] if words else []), *(['number'] if is_number else [])]
+    return f' class="{" ".join(names)}"' if names else ''
 
 
 def _anchor(title: str) -> str:

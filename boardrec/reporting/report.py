@@ -156,11 +156,12 @@ def _right_and_wrong(evaluation: Evaluation) -> str:
     if evaluation.positive is not None:
         curves_of = [name for name in curves_of if name == values['positive_class']]
     if not curves_of:
-        figures.append(page.paragraph('All these images are of one class: there is no ROC curve to draw.'))
-        return page.grid(figures)
-    figures += _curves(evaluation, curves_of[:curves.MOST_CURVES], more=len(curves_of) > curves.MOST_CURVES)
+        missing = page.paragraph('All these images are of one class: there is no ROC curve to draw.')
+    else:
+        missing = ''
+        figures += _curves(evaluation, curves_of[:curves.MOST_CURVES], more=len(curves_of) > curves.MOST_CURVES)
     confused = confusion.pairs(counts, names) if len(names) > 2 else ''
-    return page.grid(figures) + (page.heading('Most confused') + confused if confused else '')
+    return page.grid(figures) + missing + (page.heading('Most confused') + confused if confused else '')
 
 
 def _curves(evaluation: Evaluation, names: Sequence[str], *, more: bool) -> list[str]:
@@ -239,10 +240,14 @@ def _card(row: int, evaluation: Evaluation, chosen: np.ndarray, read_image: Call
     predictions, names = evaluation.predictions, evaluation.class_names
     source, true, said = predictions.sources[row], names[predictions.labels[row]], names[chosen[row]]
     record_id, right = int(predictions.record_ids[row]), true == said
+    threshold = ''
+    if evaluation.positive is not None:
+        value = evaluation.metrics['threshold']
+        threshold = f' (threshold {value if chosen[row] == evaluation.positive else 1 - value:.3g})'
     picture = pictures.shown(record_id, f'{true}: {source}', read_image, maps.get(record_id),
                              f'Heat map of what looked like {said}')
     return (f'<li>{picture}<p>said <b class="{"good" if right else "bad"}">{page.text(said)}</b> '
-            f'{predictions.probabilities[row, chosen[row]]:.3f}, is <b>{page.text(true)}</b></p>'
+            f'{predictions.probabilities[row, chosen[row]]:.3f}{threshold}, is <b>{page.text(true)}</b></p>'
             f'<p><code>{page.text(source)}</code></p></li>')
 
 

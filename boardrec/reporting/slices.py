@@ -4,7 +4,6 @@ What a slice is, is said by a regular expression for the source, or by a column 
 """
 
 from collections.abc import Sequence
-import csv
 import math
 import pathlib
 import re
@@ -12,6 +11,7 @@ import re
 import numpy as np
 
 from boardrec.config import UserError
+from boardrec.data import columns_csv
 from boardrec.reporting import metrics
 from boardrec.reporting.metrics import Predictions
 
@@ -104,17 +104,9 @@ def _read_column(path: pathlib.Path, column: str, slice_by: str) -> dict[str, st
     if not path.is_file():
         raise UserError(f'--slice_by={slice_by}: {"is a folder" if path.is_dir() else f"there is no file {path}"}.')
     values = {}
-    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
-        reader = csv.DictReader(file)
-        try:
-            if not {'path', column} <= set(reader.fieldnames or ()):
-                raise UserError(f'--slice_by={slice_by}: its first line must name the columns path and {column}; it '
-                                f'reads {",".join(reader.fieldnames or ())!r}.')
-            for row in reader:
-                name, value = row['path'] or '', (row[column] or '').strip()
-                if values.setdefault(name, value) != value:
-                    raise UserError(f'--slice_by={slice_by}, line {reader.line_num}: {name!r} has two values, '
-                                    f'{values[name]!r} and {value!r}; leave one.')
-        except csv.Error as error:
-            raise UserError(f'--slice_by={slice_by}, line {reader.line_num + 1}: no CSV ({error}).') from None
+    for line, row in columns_csv.rows(f'--slice_by={slice_by}', path, ('path', column)):
+        name, value = row['path'], row[column].strip()
+        if values.setdefault(name, value) != value:
+            raise UserError(f'--slice_by={slice_by}, line {line}: {name!r} has two values, {values[name]!r} and '
+                            f'{value!r}; leave one.')
     return values

@@ -90,6 +90,7 @@ tbody th { position: sticky; left: 0; width: max-content; min-width: min(8rem, 3
 .facts tbody th { position: static; max-width: none }
 .facts td, td.words { padding-right: 0.8rem; text-align: left; white-space: normal; overflow-wrap: anywhere }
 td.words { min-width: 7rem }
+.facts td.number, td.words.number { white-space: nowrap }
 .matrix { margin: 0 }
 .matrix th, .matrix td { padding: 0.5rem 0.9rem; border: 2px solid var(--page); text-align: center;
   vertical-align: middle }

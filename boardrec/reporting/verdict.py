@@ -27,12 +27,13 @@ def lead(values: Mapping, split: str, decision: Mapping | None) -> str:
     """The interval, the commonest class beside it, and what the threshold makes of the positive class."""
     names, positive = values['class_names'], values['positive_class']
     totals = np.sum(values['confusion_matrix'], axis=1)
-    commonest = names[int(totals.argmax())]
+    tied = (totals == totals.max()).sum() > 1
+    commonest = f'{names[int(totals.argmax())]}, {"as common as any other" if tied else "the commonest"} class'
     pair = values['intervals']['accuracy']
     if pair is None or pair[0] == pair[1]:  # where all are right a bootstrap knows of nothing else
         pair = metrics.wilson_interval(int(np.trace(values['confusion_matrix'])), values['records'])
-    words = (f'The 95% interval is {pair[0]:.1%} to {pair[1]:.1%}; always answering {commonest}, the commonest class, '
-             f'would be right for {totals.max() / values["records"]:.1%}.')
+    words = (f'The 95% interval is {pair[0]:.1%} to {pair[1]:.1%}; always answering {commonest}, would be right for '
+             f'{totals.max() / values["records"]:.1%}.')
     if positive is None:
         return f'{words} On average over the classes, {_share(values["balanced_accuracy"])} of the images are right.'
     return f'{words} {_threshold(values, decision)}'
@@ -65,15 +66,17 @@ def _threshold(values: Mapping, decision: Mapping | None) -> str:
 
 
 def _chance(values: Mapping) -> list[Concern]:
-    constant = np.sum(values['confusion_matrix'], axis=1).max() / values['records']
+    totals = np.sum(values['confusion_matrix'], axis=1)
+    constant = totals.max() / values['records']
+    answer = 'the commonest class' if (totals == totals.max()).sum() == 1 else 'one and the same class'
     pair = values['intervals']['accuracy']
     if constant == 1:
         return []
     if values['accuracy'] <= constant:
-        return [Concern('bad', 'It is no better than always answering the commonest class.')]
+        return [Concern('bad', f'It is no better than always answering {answer}.')]
     if pair and pair[0] <= constant:
-        return [Concern('bad', 'It may be no better than always answering the commonest class: that share lies inside '
-                               'the interval.')]
+        return [Concern('bad', f'It may be no better than always answering {answer}: that share lies inside the '
+                               'interval.')]
     return []
 
 

@@ -11,13 +11,11 @@ import keras
 import tensorflow as tf
 
 from boardrec import progress
-from boardrec.config import TrainConfig
+from boardrec.config import SMALLEST_PROBABILITY, TrainConfig
 from boardrec.data import images
 from boardrec.training import distribute, model, run_dir
 from boardrec.training.model import Classes
 from boardrec.training.run_dir import RunDir
-
-SMALLEST_PROBABILITY = 1e-7  # as in reporting.calibration, which fits temperatures
 
 
 class Predictor(NamedTuple):

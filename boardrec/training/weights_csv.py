@@ -1,10 +1,10 @@
 """CSV files that give weights to classes or records: a column of names and a column weight, others are passed over."""
 
-from collections.abc import Callable, Iterator
-import csv
+from collections.abc import Callable
 import pathlib
 
 from boardrec.config import UserError
+from boardrec.data import columns_csv
 
 _TOO_LARGE = 2.0**32  # as other settings
 
@@ -17,8 +17,8 @@ def read(flag: str, path: pathlib.Path, column: str, problem: Callable[[str], st
     has a `problem`.
     """
     weights = {}
-    for line, row in _rows(flag, path, column):
-        name, text = row.get(column) or '', row.get('weight') or ''
+    for line, row in columns_csv.rows(f'--{flag}={path}', path, (column, 'weight')):
+        name, text = row[column], row['weight']
         found = problem(name) or _problem(column, name, text, weights)
         if found:
             raise UserError(f'--{flag}={path}, line {line}: {found}.')
@@ -35,17 +35,3 @@ def _problem(column: str, name: str, text: str, earlier: dict[str, float]) -> st
     except ValueError:
         good = False
     return '' if good else f'weight {text!r} of {name!r} must be a number, at least 0 and below 2^32'
-
-
-def _rows(flag: str, path: pathlib.Path, column: str) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the rows with their line numbers."""
-    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
-        reader = csv.DictReader(file)
-        try:
-            if not {column, 'weight'} <= set(reader.fieldnames or ()):
-                raise UserError(f'--{flag}={path}: its first line must name the columns {column},weight; it reads '
-                                f'{",".join(reader.fieldnames or ())!r}.')
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f'--{flag}={path}, line {reader.line_num + 1}: no CSV ({error}).') from None

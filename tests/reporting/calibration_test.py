@@ -42,4 +42,3 @@ def test_extreme_probabilities_stay_finite():
     scaled = inference.calibrate(np.array([[0, 1], [1, 0], [0.25, 0.75]], np.float32), 2.0).numpy()
     assert np.isfinite(scaled).all() and scaled.sum(axis=1) == pytest.approx(1)
     assert scaled[2, 1] == pytest.approx(1 / (1 + 3 ** -0.5))  # odds 3 become their square root
-    assert inference.SMALLEST_PROBABILITY == calibration.SMALLEST_PROBABILITY

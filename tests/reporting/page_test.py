@@ -21,6 +21,13 @@ def test_a_whole_page(tmp_path):
     assert {'T<', 'E&', 'L"', '1 < 2', 'x<', '1,234'} <= set(seen.words)
 
 
+def test_numbers_are_not_broken_and_words_are():
+    made = page.facts({'Outcome': {'loss': 5.98e-11, 'epochs': 3, 'name': 'a-b'}})
+    assert '<td class="number">5.98e-11</td>' in made and '<td class="number">3</td>' in made
+    assert '<td>a-b</td>' in made
+    assert '<td class="words number">-2.5</td>' in page.table(['', 'A'], [('rate', -2.5)], 'T', words=[1])
+
+
 @pytest.mark.parametrize(('value', 'words'), [
     (None, '–'), (True, 'true'), (12345, '12,345'), (0.123456789, '0.12346'), ('<a>', '&lt;a&gt;'),
     (Markup('<b>'), '<b>')])

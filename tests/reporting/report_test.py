@@ -113,6 +113,20 @@ def test_what_is_unknown_is_said(tmp_path):
     assert 'rejected.csv is missing or damaged' in words and 'Leaks are unknown' in words and 'Not measured.' in words
 
 
+def test_more_classes_of_which_one_is_present(tmp_path):
+    predictions = predict(9, 3)._replace(labels=np.zeros(9, np.int32))
+    words = check(write(tmp_path, evaluation(predictions, list('abc')))).visible
+    assert 'there is no ROC curve to draw' in words and 'Most confused' in words
+
+
+def test_the_threshold_stands_beside_the_probability_of_a_mistake(tmp_path):
+    predictions = predict(2, 2)._replace(labels=np.array([0, 1], np.int32), probabilities=np.array([[0.5, 0.5],
+                                                                                                   [0.75, 0.25]]))
+    words = ' '.join(check(write(tmp_path, evaluation(predictions, *YES, threshold=0.4))).visible.split())
+    assert 'said yes 0.500 (threshold 0.4), is no' in words, 'the positive class from 0.4'
+    assert 'said no 0.750 (threshold 0.6), is yes' in words, 'the other one above 0.6'
+
+
 def test_no_errors_are_told(tmp_path):
     predictions = predict(6, 2)
     predictions = predictions._replace(probabilities=np.eye(2)[predictions.labels])

@@ -19,7 +19,7 @@ def test_a_column_names_slices(tmp_path):
     path.write_text('\ufeffpath,type\na.jpg,mono\n"b,1.jpg",poly\nc.jpg,\n')
     names = slices.names_of(['b,1.jpg', 'a.jpg', 'c.jpg', 'd.jpg'], f'{path}:type')
     assert names == ['poly', 'mono', '(none)', '(none)']
-    for column, sources, message in (('kind', ['a.jpg'], "must name the columns path and kind; it reads 'path,type'"),
+    for column, sources, message in (('kind', ['a.jpg'], "must name the columns path,kind; it reads 'path,type'"),
                                      ('type', ['z'], "lists none of the records, such as 'z'")):
         with pytest.raises(UserError, match=message):
             slices.names_of(sources, f'{path}:{column}')

@@ -68,6 +68,15 @@ def test_each_reason_is_told(settings, level, words):
     assert [concern.level for concern in told(**settings) if words in concern.words] == [level]
 
 
+def test_a_tie_of_label_counts_has_no_commonest_class():
+    predictions = made(200, wrong=0.5)._replace(labels=(np.arange(200) % 2).astype(np.int32))
+    values = metrics.compute(predictions, NAMES, 'yes')
+    assert 'always answering no, as common as any other class, would be right for 50.0%' in verdict.lead(
+        values, 'test', None)
+    assert any('always answering one and the same class' in concern.words for concern in told(predictions))
+    assert 'the commonest class, would be' in verdict.lead(metrics.compute(made(), NAMES, 'yes'), 'test', None)
+
+
 def test_a_threshold_of_no_use_is_told():
     values = {'called_positive': 90, 'records': 90, 'auc': None, 'auc_interval': None}
     found = told(decision={'temperature': 1, 'threshold': 0.1, 'validation': values})
