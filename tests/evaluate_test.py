@@ -25,6 +25,12 @@ def evaluated(small_run, tmp_path_factory):
     return run
 
 
+@pytest.fixture(autouse=True)
+def without_heat_maps(monkeypatch):
+    """Only `evaluated`, made before, has heat maps in its report: each evaluation traces the network for them."""
+    monkeypatch.setattr(evaluate, '_heat_maps', lambda *_: {})
+
+
 def rows(run, split='test'):
     with open(run / 'evaluation' / split / 'predictions.csv', newline='') as file:
         return list(csv.DictReader(file))
@@ -186,7 +192,7 @@ def again(run, **settings):
 
 
 @pytest.fixture
-def unsure(evaluated, monkeypatch):
+def unsure(evaluated):
     """The evaluated run, of which the network is made to say less sure things, with mistakes, on val and test."""
     run = evaluated.parent / 'unsure'
     shutil.rmtree(run, ignore_errors=True)

@@ -211,12 +211,11 @@ def _training(sides: Sequence[Side], letters: Sequence[str]) -> str:
     histories = {f'{letter}, {name}': side.history for letter, name, side in zip('AB', letters, sides, strict=True)}
     left_out = ''.join(page.paragraph(f'{name}: this run has no history, so its learning curves are left out.')
                        for name, history in histories.items() if not history)
-    drawn = {name: history for name, history in histories.items() if history}
-    if not drawn:
+    if not any(histories.values()):
         return left_out
     return page.grid([
-        page.figure('Loss', 'Of training and validation images.', curves.learning_curves(drawn, 'loss')),
-        page.figure('Accuracy', 'Share of images that were right.', curves.learning_curves(drawn, 'accuracy'))
+        page.figure('Loss', 'Of training and validation images.', curves.learning_curves(histories, 'loss')),
+        page.figure('Accuracy', 'Share of images that were right.', curves.learning_curves(histories, 'accuracy'))
     ]) + left_out
 
 

@@ -43,13 +43,18 @@ def learning_curve(history: Sequence[Mapping], quantity: str) -> Chart:
 
 
 def learning_curves(histories: Mapping[str, Sequence[Mapping]], quantity: str) -> Chart:
-    """`quantity` and its val_ twin of one or two runs, by name, in one plot; histories as `learning_curve` takes."""
+    """`quantity` and its val_ twin of two runs, by name, in one plot; histories as `learning_curve` takes.
+
+    A run without a history is left out; the other keeps its colour.
+    """
     rows = [row for history in histories.values() for row in history]
     epochs = np.unique(column(rows, 'epoch'))
     values = np.concatenate([column(rows, name) for name in (f'val_{quantity}', quantity)])
     frame = Frame(_epoch_limits(epochs), _limits(values, top=quantity == 'accuracy'))
     parts, key, said = [chart.axes(frame, 'epoch', quantity, xticks=_epoch_ticks(epochs))], [], []
     for i, (name, history) in enumerate(histories.items()):
+        if not history:
+            continue
         xs, best, short = column(history, 'epoch'), best_epoch(history), chart.shorten(name, 24)
         at_best = []
         styles = _STYLES_OF_RUNS[i]

@@ -13,6 +13,7 @@ import numpy as np
 from boardrec.config import SMALLEST_PROBABILITY
 from boardrec.reporting import calibration
 
+_BLOCK = 64  # classes whose squared errors exist at a time; of 50,000 records 24 MiB
 Measure: TypeAlias = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
@@ -56,16 +57,17 @@ def of_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> Measure:
     """
     losses = record_losses(labels, probabilities)
     truth = np.eye(probabilities.shape[1], dtype=bool)[labels]
-    costs = np.column_stack([np.square(probabilities - truth), losses])
+    blocks = [slice(first, first + _BLOCK) for first in range(0, truth.shape[1], _BLOCK)]
     ranked = [ranks(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
     gaps = [calibration_error(probabilities[:, i], truth[:, i]) for i in range(truth.shape[1])]
 
     def measure(weights: np.ndarray) -> dict[str, np.ndarray]:
         areas = [of_class(weights) for of_class in ranked]
-        means = weights @ costs / weights.sum(axis=1)[:, None]
-        brier = means[:, :-1]
+        total = weights.sum(axis=1)
+        brier = np.concatenate([weights @ np.square(probabilities[:, block] - truth[:, block])
+                                for block in blocks], axis=1) / total[:, None]
         return {
-            'log_loss': means[:, -1],
+            'log_loss': weights @ losses / total,
             'brier_sum': brier.sum(axis=1),
             'auc': np.stack([auc for auc, _ in areas], axis=1),
             'average_precision': np.stack([area for _, area in areas], axis=1),
@@ -81,8 +83,9 @@ def calibration_error(said: np.ndarray, outcomes: np.ndarray) -> Callable[[np.nd
     Over `calibration.BINS` bins of equal width: the mean distance, weighted by records, of the mean probability from
     the share of true outcomes (Naeini, Cooper and Hauskrecht, 2015).
     """
-    in_bin, errors = _summer(calibration.bins(said), calibration.BINS), said - outcomes
-    return lambda weights: np.abs(in_bin(weights * errors)).sum(axis=1) / weights.sum(axis=1)
+    in_bin = _summer(calibration.bins(said), calibration.BINS)
+    # Errors are computed anew each time: kept for each of a thousand classes they take as much as the probabilities.
+    return lambda weights: np.abs(in_bin(weights * (said - outcomes))).sum(axis=1) / weights.sum(axis=1)
 
 
 def record_losses(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -116,13 +119,15 @@ def ranks(scores: np.ndarray, truth: np.ndarray) -> Callable[[np.ndarray], tuple
     Sorted once; records of equal score are one step of both curves.
     """
     order = _ascending(-scores)
-    arrange, is_true = _arranger(order), truth[order].astype(np.float64)
-    steps, starts = np.unique(-scores[order], return_index=True)
+    arrange, is_true = _arranger(order), truth[order]
+    starts = np.unique(-scores[order], return_index=True)[1].astype(np.int32)
+    if len(starts) == len(order):
+        starts = None  # no ties
 
     def areas(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         ordered = arrange(weights)
         found = ordered * is_true
-        if len(steps) < len(order):
+        if starts is not None:
             ordered, found = (np.add.reduceat(values, starts, axis=1) for values in (ordered, found))
         taken, hits = np.cumsum(ordered, axis=1), np.cumsum(found, axis=1)  # at each threshold, from the highest
         positives, records = hits[:, -1].copy(), taken[:, -1].copy()
@@ -144,7 +149,7 @@ def _ascending(values: np.ndarray) -> np.ndarray:
 
 def _arranger(order: np.ndarray) -> Callable[[np.ndarray], np.ndarray]:
     """The function from values [R, N] to values[:, order]; free where the order is theirs already, or its reverse."""
-    places = np.arange(len(order))
+    places, order = np.arange(len(order)), order.astype(np.int32)  # half as much to keep for each class
     if np.array_equal(order, places):
         return lambda values: values
     if np.array_equal(order, places[::-1]):

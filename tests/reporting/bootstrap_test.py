@@ -26,7 +26,8 @@ def test_accuracy_has_the_binomials_interval():
     assert result['intervals']['accuracy'] == pytest.approx([low, high], abs=0.006)
 
 
-@pytest.mark.parametrize('name', ['auc', 'f1', 'average_precision', 'log_loss', 'brier'])
+@pytest.mark.parametrize('name', ['auc', 'f1', *(
+    pytest.param(name, marks=pytest.mark.long) for name in ('average_precision', 'log_loss', 'brier'))])
 def test_intervals_agree_with_scipys(name):
     predictions = random(150, 2, seed=3)
     truth, p = predictions.labels, predictions.probabilities[:, 1]

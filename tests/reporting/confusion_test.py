@@ -27,6 +27,6 @@ def test_many_classes_hold_counts_alone():
 def test_most_confused_pairs():
     counts = np.full((30, 30), 5)
     counts[3, 7], counts[7, 3], counts[2, 2] = 99, 50, 10_000
-    cells = re.findall(r'<th scope="row">(\w+)</th><td class=words>(\w+)</td><td>([\d,]+)',
+    cells = re.findall(r'<th scope="row">(\w+)</th><td class="words">(\w+)</td><td class="number">([\d,]+)',
                        confusion.pairs(counts.tolist(), [f'c{i}' for i in range(30)]))
     assert cells[:3] == [('c3', 'c7', '99'), ('c7', 'c3', '50'), ('c0', 'c1', '5')] and len(cells) == 20

@@ -80,6 +80,8 @@ def test_learning_curves_of_several_runs_share_axes_and_differ_by_colour():
     assert lines[0] == lines[1], 'epoch 1 with the same loss is the same place'
     said = ElementTree.fromstring(drawn.svg).get('aria-label')
     assert 'A: 8 epochs, at the best, 5, training 0.2000 and validation 1.0000; B: 3 epochs' in said
+    alone = curves.learning_curves({'A': [], 'B': HISTORY[:3]}, 'loss')
+    assert alone.key == drawn.key[3:], 'B keeps its colour'
 
 
 @pytest.mark.parametrize('history', [

@@ -1,5 +1,6 @@
 """Weighted measures against scikit-learn: weights of one, and weights that count records several times."""
 
+import tracemalloc
 import warnings
 
 from made_predictions import random
@@ -46,6 +47,16 @@ def test_counting_a_record_twice_is_having_it_twice(seed):
         found = {key: measured[key][row] if isinstance(key, str) else measured[key[0]][row, key[1]] for key in wanted}
         assert found == pytest.approx(wanted, nan_ok=True, abs=1e-12)
         assert measured['log_loss'][row] == pytest.approx(measures.record_losses(labels, probabilities)[copies].mean())
+
+
+def test_many_classes_take_about_as_much_memory_as_their_array():
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(200), 1000)
+    labels = np.arange(1000) % 200
+    tracemalloc.start()
+    measures.of_probabilities(labels, probabilities)(np.ones((1, 1000)))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2 * probabilities.nbytes
 
 
 def test_the_calibration_error_by_hand():

@@ -63,7 +63,7 @@ def test_a_record_without_loss_has_the_loss_0(tmp_path):
 
 def test_many_classes_take_little_more_memory_than_their_array(tmp_path):
     classes = [f'class {i}' for i in range(1000)]
-    predictions = make(np.arange(400), np.random.default_rng(5).dirichlet(np.ones(1000), 400))
+    predictions = make(np.arange(100), np.random.default_rng(5).dirichlet(np.ones(1000), 100))
     tracemalloc.start()
     predictions_csv.write(tmp_path / 'p.csv', predictions, classes, split='test', positive_class=None)
     predictions_csv.read(tmp_path / 'p.csv')
