@@ -29,13 +29,13 @@ async def _serve(config: ServeConfig, listener: socket.socket) -> int:
     from boardrec.serving import server
     stop = asyncio.Event()
     with server.listen(stop) as heard:
-        await server.run(config, listener, stop, lambda reached: _say(config, *reached))
+        await server.run(config, listener, stop, lambda reached: server.say(_where(config, *reached)))
     return heard[0]
 
 
-def _say(config: ServeConfig, rest_port: int, grpc_port: int) -> None:
+def _where(config: ServeConfig, rest_port: int, grpc_port: int) -> str:
     host = f'[{config.host}]' if ':' in config.host else config.host
-    progress.say(f'REST and a page to try it at http://{host}:{rest_port}/, gRPC at {host}:{grpc_port}; Ctrl-C ends it')
+    return f'REST and a page to try it at http://{host}:{rest_port}/, gRPC at {host}:{grpc_port}; Ctrl-C ends it'
 
 
 def _require_packages() -> None:

@@ -107,7 +107,8 @@ class Client:
             names = classes['classes'][0]
             outputs = self._until_answered(lambda: self._predict(signature, {'image_bytes': [b'']}))[0]
         except Missing as missing:
-            raise UserError(f'--model_name={self._config.model_name}: {address} does not serve it ({missing}).'
+            version = f' --version={self._config.version}' if self._config.version else ''
+            raise UserError(f'--model_name={self._config.model_name}{version}: {address} does not serve it ({missing}).'
                             ) from None
         except TimedOut as late:
             raise UserError(f'--server={address}: {late}.') from None

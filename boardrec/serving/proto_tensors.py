@@ -13,6 +13,7 @@ from boardrec.serving.failure import Failure
 from boardrec.serving.servable import Arrays, CLASSIFY, Signature
 
 _MAX_RANK = 32
+_MAX_CONTEXT_BYTES = 64 << 20  # of its copies, one an example
 # Where TF Serving puts values, for clients that look nowhere else; other types go into tensor_content.
 _FIELDS = {tf.float32: 'float_val', tf.float64: 'double_val', tf.int32: 'int_val', tf.int16: 'int_val',
            tf.int8: 'int_val', tf.uint8: 'int_val', tf.int64: 'int64_val', tf.bool: 'bool_val',
@@ -67,6 +68,9 @@ def examples_of(given: Any) -> np.ndarray:
         raise Failure('INVALID_ARGUMENT', 'Input is empty.')
     # Of two features of a name the later one counts: TF Serving puts these behind each other too (servables/util.cc).
     context = given.example_list_with_context.context.SerializeToString() if kind != 'example_list' else b''
+    if len(context) * len(examples) > _MAX_CONTEXT_BYTES:
+        raise Failure('INVALID_ARGUMENT', f'a context of {len(context)} bytes for each of {len(examples)} examples '
+                      f'takes more than {_MAX_CONTEXT_BYTES} bytes')
     array = np.empty(len(examples), object)
     array[:] = [context + example.SerializeToString() for example in examples]
     return array

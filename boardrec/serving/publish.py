@@ -39,6 +39,14 @@ def find(export_dir: pathlib.Path, identity: dict[str, Any]) -> pathlib.Path | N
     return None
 
 
+def read_metadata(folder: pathlib.Path) -> dict[str, Any]:
+    """What boardrec says of a version; empty if somebody else made it."""
+    try:
+        return json.loads((folder / METADATA).read_bytes())
+    except (OSError, ValueError):
+        return {}
+
+
 def damage(folder: pathlib.Path) -> str:
     """What is wrong with the files of a version, by its metadata: '' if nothing is.
 

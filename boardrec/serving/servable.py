@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import config_pb2
 
+from boardrec.serving import publish
 from boardrec.serving.failure import Failure
 
 DEFAULT_SIGNATURE = 'serving_default'
@@ -65,6 +66,7 @@ class Servable:
     def __init__(self, folder: pathlib.Path, version: int):
         """Loads and warms up. Raises Failure or one of TensorFlow's errors if the folder holds no sound SavedModel."""
         self.folder, self.version = folder, version
+        self.metadata = publish.read_metadata(folder)
         self._graph = tf.Graph()
         with self._graph.as_default():
             self._session = tf.compat.v1.Session(config=_config())

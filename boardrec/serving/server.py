@@ -81,11 +81,13 @@ async def run(config: ServeConfig, listener: socket.socket, stop: asyncio.Event,
 
 
 def say(text: str) -> None:
-    """Prints a line, to nobody where the reader has gone (`python -m boardrec.serve ... | head`)."""
+    """Prints a line, to nobody where the reader has gone (`... | head`) or the disk is full."""
     try:
         progress.say(text)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains when it exits
+    except OSError:
+        pass
 
 
 def name_of(config: ServeConfig) -> str:

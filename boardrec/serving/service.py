@@ -3,12 +3,10 @@
 import asyncio
 from collections.abc import Callable, Iterator
 import contextlib
-import json
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from boardrec.serving import publish
 from boardrec.serving.batching import Batcher
 from boardrec.serving.failure import Failure
 from boardrec.serving.servable import Arrays, Signature
@@ -101,10 +99,6 @@ class Service:
     def facts(self) -> dict[str, Any]:
         """What the page shows of the newest version: name, version, and class names where boardrec exported it."""
         with self.use(Spec(self.versions.name)) as served:
-            servable = served.servable
-            try:
-                metadata = json.loads((servable.folder / publish.METADATA).read_bytes())
-            except (OSError, ValueError):
-                metadata = {}
-            return {'name': self.versions.name, 'version': servable.version,
+            metadata = served.servable.metadata
+            return {'name': self.versions.name, 'version': served.servable.version,
                     'class_names': metadata.get('class_names', []), 'threshold': metadata.get('threshold')}

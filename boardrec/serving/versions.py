@@ -1,9 +1,9 @@
 """The versions that are served: watched in their folder, loaded, swapped without dropping a request, and freed.
 
 Served are the newest `keep` versions of those that can be loaded, and those that a label names. One that cannot be
-loaded is told of once and tried again when its folder changes; meanwhile older ones go on. One whose folder has changed
-(removed, and its number given to another export) is loaded again. An old version goes when the newer one is ready, its
-last request has its answer, and its memory is freed then.
+loaded is told of once and tried again when its files change; meanwhile older ones go on. One whose files are others now
+(removed, and its number given to another export) is loaded again, once two looks have found them alike. An old version
+goes when the newer one is ready, its last request has its answer, and its memory is freed then.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -35,7 +35,7 @@ class Served:
 
     def __init__(self, servable: Any, state: Any):
         self.servable, self.users, self.retired = servable, 0, False
-        self.state = state  # of its folder, when it was loaded
+        self.state = self.seen = state  # of its files when it was loaded, and at the last look
 
 
 class Versions:
@@ -48,7 +48,8 @@ class Versions:
         self._lock = threading.Lock()
         self._served: dict[int, Served] = {}
         self._statuses: dict[int, Status] = {}
-        self._failed: dict[int, Any] = {}  # version -> its folder's state when it could not be loaded
+        self._failed: dict[int, Any] = {}  # version -> its files' state when it could not be loaded
+        self._told: dict[int, str] = {}  # version -> why not
         self._is_empty = False  # the folder, and this was said
         self._stop = threading.Event()
 
@@ -83,11 +84,14 @@ class Versions:
 
     def watch(self, seconds: float) -> None:
         """Polls at once and then each so many seconds until `stop`; for a thread of its own."""
+        told = ''
         while True:
             try:
                 self.poll()
+                told = ''
             except OSError as error:  # a share that is away for a moment
-                self._say(f'{self.folder}: {error.strerror or error}; it is looked into again')
+                if told != (told := error.strerror or str(error)):
+                    self._say(f'{self.folder}: {told}; it is looked into again')
             if self._stop.wait(seconds):
                 break
 
@@ -111,6 +115,7 @@ class Versions:
             kept = {*present, *self._served}
             self._statuses = {number: status for number, status in self._statuses.items() if number in kept}
             self._failed = {number: state for number, state in self._failed.items() if number in present}
+            self._told = {number: reason for number, reason in self._told.items() if number in present}
 
     def close(self) -> None:
         """Frees every version, each when its last request has its answer; `watch` has ended."""
@@ -134,7 +139,8 @@ class Versions:
         state = _state(self.folder / str(version))
         with self._lock:
             served = self._served.get(version)
-        if served and served.state == state:
+        if served and not (served.state != state == served.seen):
+            served.seen = state  # somebody may still be at work on them
             return True
         if version not in self._failed or self._failed[version] != state:
             return self._try_load(version, state) or served is not None
@@ -155,14 +161,17 @@ class Versions:
             if not before:
                 self._set(version, Status(END, reason))
             others = ', '.join(map(str, self.available))
-            self._say(f'{folder} cannot be loaded: {reason.message}; '
-                      + (f'version {others} goes on' if others else 'no version is served'))
+            if self._told.get(version) != reason.message:  # while it is copied here its state changes all the time
+                self._say(f'{folder} cannot be loaded: {reason.message}; '
+                          + (f'version {others} goes on' if others else 'no version is served'))
+            self._told[version] = reason.message
             return False
         with self._lock:
             replaced = self._served.get(version)
             self._served[version] = Served(servable, state)
             self._statuses[version] = Status(AVAILABLE)
             self._failed.pop(version, None)
+            self._told.pop(version, None)
         self._say(f'{self.name} version {version} is served{", with other files than before" if replaced else ""}; '
                   f'loaded in {time.perf_counter() - start:.1f} s')
         if replaced:
@@ -254,10 +263,10 @@ def _reason(folder: pathlib.Path, error: Exception) -> Failure:
 
 
 def _state(folder: pathlib.Path) -> Any:
-    """What changes when somebody mends a version."""
+    """What changes with a version's files. No inodes: on a share they may be others each time."""
     found = []
-    for path in (folder, folder / GRAPH, folder / 'variables'):
+    for path in (folder / GRAPH, folder / publish.METADATA, *sorted((folder / 'variables').glob('*'))):
         with contextlib.suppress(OSError):
             info = path.stat()
-            found.append((path.name, info.st_ino, info.st_mtime_ns, info.st_size))
+            found.append((path.name, info.st_mtime_ns, info.st_size))
     return found

@@ -93,6 +93,18 @@ def test_classify(prediction, in_context):
     assert [one.score for one in row.classes] == pytest.approx([1 - score, score])
 
 
+def test_a_context_that_many_examples_would_multiply_is_refused(prediction):
+    from tensorflow_serving.apis import classification_pb2
+    request = classification_pb2.ClassificationRequest()
+    request.model_spec.name, request.model_spec.signature_name = 'boardrec', 'classify'
+    examples = request.input.example_list_with_context
+    examples.context.features.feature['other'].bytes_list.value.append(b'x' * 500_000)
+    for _ in range(200):
+        examples.examples.add()
+    code, details = refusal(prediction.Classify, request)
+    assert code == 'INVALID_ARGUMENT' and 'for each of 200 examples takes more than 67108864 bytes' in details
+
+
 def test_metadata_and_status(prediction, model):
     from tensorflow_serving.apis import get_model_metadata_pb2, get_model_status_pb2
     request = get_model_metadata_pb2.GetModelMetadataRequest(metadata_field=['signature_def'])
@@ -139,6 +151,7 @@ def bomb(dtype, size, **values):
      'input image_bytes is float32, but signature serving_default takes string'),
     ({'inputs': {'image_bytes': np.array([[b'a']], object)}}, 'INVALID_ARGUMENT', 'has shape [1, 1], but signature'),
     ({'inputs': {'image_bytes': bomb(7, 2**40, string_val=[b'a'])}}, 'INVALID_ARGUMENT', 'takes more than 1048576'),
+    ({'inputs': {'image_bytes': bomb(7, 2**16, string_val=[b'a' * 99])}}, 'INVALID_ARGUMENT', 'takes more than 104857'),
     ({'inputs': {'image_bytes': bomb(7, -1, string_val=[b'a'])}}, 'INVALID_ARGUMENT', 'its shape is not known'),
     ({'inputs': {'image_bytes': bomb(1, 3, tensor_content=b'abc')}}, 'INVALID_ARGUMENT', 'is no valid tensor'),
     ({'inputs': {'image_bytes': bomb(77, 1)}}, 'INVALID_ARGUMENT', 'input image_bytes is no valid tensor'),

@@ -127,7 +127,11 @@ def test_a_number_that_is_used_again_is_loaded_again(world):
     with served.use() as old:
         (world.folder / '1').rename(world.folder / 'gone')
         world.publish(1)
+        (world.folder / '1' / 'saved_model.pb').write_bytes(b'anoth')
+        served.poll()
         (world.folder / '1' / 'saved_model.pb').write_bytes(b'another')
+        served.poll()
+        assert world.loaded == [1], 'somebody is still at work'
         served.poll()
         served.poll()
         with served.use() as new:
@@ -143,11 +147,40 @@ def test_where_the_other_files_cannot_be_loaded_what_was_served_goes_on(world):
     served = world.make()
     served.poll()
     world.broken.add(1)
-    (world.folder / '1' / 'saved_model.pb').write_bytes(b'broken')
-    for _ in range(2):
+    (world.folder / '1' / 'variables').mkdir()
+    (world.folder / '1' / 'variables' / 'variables.index').write_bytes(b'broken')
+    for _ in range(4):
         served.poll()
     assert (world.loaded, world.freed, states(served)) == ([1, 1], [], {1: versions.AVAILABLE})
     assert world.said[1:] == [f'{world.folder}/1 cannot be loaded: ValueError: torn; version 1 goes on']
+
+
+def test_a_version_that_is_copied_here_slowly_is_told_once(world):
+    world.publish(1)
+    (world.folder / '1' / 'saved_model.pb').unlink()
+    (world.folder / '1' / 'variables').mkdir()
+    served = world.make()
+    for number in range(3):
+        (world.folder / '1' / 'variables' / f'{number}').touch()
+        served.poll()
+    assert world.said == [f'{world.folder}/1 cannot be loaded: there is no saved_model.pb in it; no version is served']
+    (world.folder / '1' / 'saved_model.pb').touch()
+    served.poll()
+    assert served.available == [1]
+
+
+def test_a_share_that_is_away_is_told_once(world, monkeypatch):
+    served, looks = world.make(), []
+
+    def fails():
+        looks.append(0)
+        if len(looks) == 3:
+            served.stop()
+        raise OSError(116, 'Stale file handle')
+
+    monkeypatch.setattr(served, 'poll', fails)
+    served.watch(0.001)
+    assert world.said == [f'{world.folder}: Stale file handle; it is looked into again']
 
 
 def test_what_is_wrong_with_a_version_is_named(world):
