@@ -8,7 +8,6 @@ others come and go.
 import bisect
 from collections import Counter
 from collections.abc import Iterator, Sequence
-import csv
 import hashlib
 import os
 import pathlib
@@ -20,7 +19,7 @@ import unicodedata
 
 from boardrec import progress
 from boardrec.config import ConvertConfig, SPLITS, UserError
-from boardrec.data import remote
+from boardrec.data import columns_csv, remote
 from boardrec.data.table import Table
 
 _CLASSES_SHOWN = 10
@@ -257,8 +256,10 @@ def _by_labels_csv(config: ConvertConfig, regular: Table[File]) -> tuple[Table[F
     there, found, rejected, listed = regular.column('source'), Table(Found), [], set()
     # File systems and spreadsheets differ in how they write accents: composed or with combining characters.
     composed = {unicodedata.normalize('NFC', source): source for source in there}
-    for number, row in _read_labels_csv(path):
-        source, label, split = (row.get(key) or '' for key in ('path', 'label', 'split'))
+    if not path.is_file():
+        raise UserError(f'--labels_csv={path}: {"is a folder" if path.is_dir() else "there is no such file"}.')
+    for number, row in columns_csv.rows(f'--labels_csv={path}', path, ('path', 'label')):
+        source, label, split = (row.get(key, '') for key in ('path', 'label', 'split'))
         first, source = source if first is None else first, os.path.normpath(source)
         at = _position(there, source)
         if at is None:
@@ -287,19 +288,3 @@ def _position(of: Sequence[str], source: str) -> int | None:
     """Where a path stands among sorted ones; a dict of a million takes 74 MB."""
     at = bisect.bisect_left(of, source)
     return at if at < len(of) and of[at] == source else None
-
-
-def _read_labels_csv(path: pathlib.Path) -> Iterator[tuple[int, dict[str, str]]]:
-    """Yields the rows with their line numbers."""
-    if not path.is_file():
-        raise UserError(f'--labels_csv={path}: {"is a folder" if path.is_dir() else "there is no such file"}.')
-    with open(path, encoding='utf-8-sig', errors='surrogateescape', newline='') as file:  # Excel writes the mark
-        reader = csv.DictReader(file)
-        try:
-            if not {'path', 'label'} <= set(reader.fieldnames or ()):
-                raise UserError(f'--labels_csv={path}: its first line must name the columns path,label[,split]; '
-                                f'it reads {",".join(reader.fieldnames or ())!r}.')
-            for row in reader:
-                yield reader.line_num, row
-        except csv.Error as error:
-            raise UserError(f'--labels_csv={path}, line {reader.line_num + 1}: no CSV ({error}).') from None
