@@ -108,9 +108,9 @@ class Rest:
 
     def _exchange(self, method: str, path: str, body: str | None) -> tuple[int, bytes]:
         try:
-            connection = self._idle.get_nowait()
+            connection, is_kept = self._idle.get_nowait(), True
         except queue.Empty:
-            connection = http.client.HTTPConnection(self._address, timeout=self._seconds)
+            is_kept, connection = False, http.client.HTTPConnection(self._address, timeout=self._seconds)
         sent = False
         try:
             connection.request(method, path, body, {'Content-Type': 'application/json'} if body else {})
@@ -119,6 +119,8 @@ class Rest:
             status, answer = response.status, response.read()
         except (OSError, http.client.HTTPException) as error:
             connection.close()
+            if is_kept and isinstance(error, ConnectionError):  # servers end what has been idle for some seconds
+                return self._exchange(method, path, body)
             raise self._failure(error, sent) from None
         self._idle.put(connection)
         return status, answer
