@@ -1,4 +1,4 @@
-"""Record sets to damage and to convert again; an S3 server."""
+"""Record sets to damage and to convert again; an object store in memory, and an S3 server."""
 
 import pathlib
 import shutil
@@ -8,9 +8,11 @@ import sys
 import time
 
 from conversions import touch
+from object_stores import add_images, Store, URL
 import pytest
 
-from boardrec.data import records
+from boardrec.config import UserError
+from boardrec.data import records, remote, transfer
 
 
 @pytest.fixture
@@ -73,3 +75,78 @@ def converted(tmp_path, image_folder, convert_here):
 
     run()
     return images, out, run
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A function that makes this another machine, one with a cache of its own."""
+    def move(name):
+        monkeypatch.setenv('BOARDREC_CACHE', str(tmp_path / name))
+    move('first')
+    return move
+
+
+@pytest.fixture
+def store(machine, monkeypatch):
+    monkeypatch.setitem(remote._PACKAGES, 'memory', 'fsspec')
+    monkeypatch.setattr(transfer, '_PAUSE_SECONDS', 0.0)
+    store = Store()
+    yield store
+    store.fs.rm('/', recursive=True)
+
+
+@pytest.fixture
+def traffic(monkeypatch):
+    """The names that are fetched, put and removed, in order."""
+    calls = {'fetched': [], 'put': [], 'removed': []}
+
+    def spy(kind, function):
+        def call(url, name, *rest):
+            calls[kind].append(name)
+            return function(url, name, *rest)
+        return call
+
+    for kind, names in {'fetched': ('parts', 'content'), 'put': ('put', 'create'), 'removed': ('remove',)}.items():
+        for name in names:
+            monkeypatch.setattr(remote, name, spy(kind, getattr(remote, name)))
+    return calls
+
+
+@pytest.fixture
+def broken_push(images, image_folder, convert, monkeypatch):
+    """A function that adds images and converts them, but fails to put or remove what `breaks` says by its name."""
+    def run(breaks, which='put', count=8):
+        add_images(images, image_folder, count)
+        function = getattr(remote, which)
+
+        def failing(url, name, *rest):
+            if breaks(name):
+                raise remote.StoreError(5, 'no network')
+            return function(url, name, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match='no network; once that is mended'):
+            patch.setattr(remote, which, failing)
+            convert(images, URL)
+    return run
+
+
+@pytest.fixture
+def images(tmp_path, image_folder):
+    return image_folder({'a': 16, 'b': 16}, folder=tmp_path / 'images')
+
+
+@pytest.fixture
+def convert(convert_here):
+    """convert_here with small shards and a val split."""
+    def run(input_dir, output_dir, **settings):
+        return convert_here(input_dir, output_dir, **{
+            'shard_bytes': 9000, 'splits': 'train:0.6,val:0.2,test:0.2', **settings})
+    return run
+
+
+@pytest.fixture
+def stored(store, images, convert):
+    """The store with a set of several shards in it."""
+    convert(images, URL)
+    assert len(store.shards()) > 4
+    return store
