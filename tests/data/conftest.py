@@ -8,10 +8,9 @@ import sys
 import time
 
 from conversions import touch
-from object_stores import add_images, Store, URL
+from object_stores import Store, URL
 import pytest
 
-from boardrec.config import UserError
 from boardrec.data import records, remote, transfer
 
 
@@ -78,6 +77,20 @@ def converted(tmp_path, image_folder, convert_here):
 
 
 @pytest.fixture
+def images(tmp_path, image_folder):
+    return image_folder({'a': 16, 'b': 16}, folder=tmp_path / 'images')
+
+
+@pytest.fixture
+def convert(convert_here):
+    """convert_here with small shards and a val split."""
+    def run(input_dir, output_dir, **settings):
+        return convert_here(input_dir, output_dir, **{
+            'shard_bytes': 9000, 'splits': 'train:0.6,val:0.2,test:0.2', **settings})
+    return run
+
+
+@pytest.fixture
 def machine(tmp_path, monkeypatch):
     """A function that makes this another machine, one with a cache of its own."""
     def move(name):
@@ -96,6 +109,14 @@ def store(machine, monkeypatch):
 
 
 @pytest.fixture
+def stored(store, images, convert):
+    """The store with a set of several shards in it."""
+    convert(images, URL)
+    assert len(store.shards()) > 4
+    return store
+
+
+@pytest.fixture
 def traffic(monkeypatch):
     """The names that are fetched, put and removed, in order."""
     calls = {'fetched': [], 'put': [], 'removed': []}
@@ -110,43 +131,3 @@ def traffic(monkeypatch):
         for name in names:
             monkeypatch.setattr(remote, name, spy(kind, getattr(remote, name)))
     return calls
-
-
-@pytest.fixture
-def broken_push(images, image_folder, convert, monkeypatch):
-    """A function that adds images and converts them, but fails to put or remove what `breaks` says by its name."""
-    def run(breaks, which='put', count=8):
-        add_images(images, image_folder, count)
-        function = getattr(remote, which)
-
-        def failing(url, name, *rest):
-            if breaks(name):
-                raise remote.StoreError(5, 'no network')
-            return function(url, name, *rest)
-
-        with monkeypatch.context() as patch, pytest.raises(UserError, match='no network; once that is mended'):
-            patch.setattr(remote, which, failing)
-            convert(images, URL)
-    return run
-
-
-@pytest.fixture
-def images(tmp_path, image_folder):
-    return image_folder({'a': 16, 'b': 16}, folder=tmp_path / 'images')
-
-
-@pytest.fixture
-def convert(convert_here):
-    """convert_here with small shards and a val split."""
-    def run(input_dir, output_dir, **settings):
-        return convert_here(input_dir, output_dir, **{
-            'shard_bytes': 9000, 'splits': 'train:0.6,val:0.2,test:0.2', **settings})
-    return run
-
-
-@pytest.fixture
-def stored(store, images, convert):
-    """The store with a set of several shards in it."""
-    convert(images, URL)
-    assert len(store.shards()) > 4
-    return store

@@ -17,6 +17,24 @@ from boardrec.data import files, journal, mirror, records, remote, source_file, 
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.fixture
+def broken_push(images, image_folder, convert, monkeypatch):
+    """A function that adds images and converts them, but fails to put or remove what `breaks` says by its name."""
+    def run(breaks, which='put', count=8):
+        add_images(images, image_folder, count)
+        function = getattr(remote, which)
+
+        def failing(url, name, *rest):
+            if breaks(name):
+                raise remote.StoreError(5, 'no network')
+            return function(url, name, *rest)
+
+        with monkeypatch.context() as patch, pytest.raises(UserError, match='no network; once that is mended'):
+            patch.setattr(remote, which, failing)
+            convert(images, URL)
+    return run
+
+
 def test_the_store_holds_what_a_folder_would_and_a_reader_gets_it(stored, images, tmp_path, convert, machine):
     convert(images, tmp_path / 'local')
     assert stored.set_sums() == tree_sums(tmp_path / 'local')
