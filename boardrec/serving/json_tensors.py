@@ -222,7 +222,7 @@ def _plain(value: Any) -> Any:
 
 def _dumps_finite(document: dict[str, Any], outputs: Arrays) -> bytes:
     """JSON; with NaN and Infinity, which orjson writes as null, where an output has one."""
-    floats = [array for array in outputs.values() if array.dtype.kind == 'f']
+    floats = [array for array in outputs.values() if array.dtype.kind in 'Vf']  # V: bfloat16
     if all(np.isfinite(array).all() for array in floats):
         return dumps(document)
     return json.dumps(document, default=lambda value: value.tolist()).encode()
